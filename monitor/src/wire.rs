@@ -1,0 +1,316 @@
+//! The protocol between the daemon and a pod's monitor.
+//!
+//! One `SOCK_SEQPACKET` unix socket per pod; one packet is one message; file descriptors travel beside the
+//! bytes (`SCM_RIGHTS`). Messages are protobuf, so an older monitor and a newer daemon skip the fields that
+//! they do not know. A request carries an id of the daemon's choice, and exactly one reply carries it back;
+//! id 0 marks an event, which nobody asked for.
+//!
+//! Must not know: CRI, tokio, where files live.
+
+/// Version of this protocol, exchanged in [`Hello`].
+pub const VERSION: u32 = 1;
+/// Largest packet, in bytes. The kernel refuses packets of about 213 kB; plans travel as sealed memfds instead.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+/// Most descriptors in one packet (the kernel's own limit, `SCM_MAX_FD`, is 253).
+pub const MAX_FDS: usize = 200;
+
+/// Daemon to monitor.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// Chosen by the daemon, never 0; echoed in the reply.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// What to do.
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    pub call: Option<Call>,
+}
+
+/// What the daemon can ask for.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Call {
+    /// Says who calls, and subscribes this connection to events. Answer: [`Answer::Pod`].
+    #[prost(message, tag = "2")]
+    Hello(Hello),
+    /// Starts the init of the pod's shared PID namespace. Fds: `[cgroup dir]`. Answer: [`Answer::Init`].
+    #[prost(message, tag = "3")]
+    StartInit(StartInit),
+    /// Clones a container up to the point where only `execve` is missing.
+    /// Fds: `[plan memfd, cgroup dir, exit record, root mount, mount sources...]`. Answer: [`Answer::Created`].
+    #[prost(message, tag = "4")]
+    Create(Create),
+    /// Lets a created container execute its program. Answer: [`Answer::Started`].
+    #[prost(message, tag = "5")]
+    Start(ContainerRef),
+    /// Sends a signal to the container's first process. Answer: [`Answer::Done`], also when it has ended.
+    #[prost(message, tag = "6")]
+    Signal(Signal),
+    /// Runs a further process in a container. Fds: `[plan memfd, cgroup dir, stdin, stdout, stderr]`.
+    /// Answer: [`Answer::ExecStarted`]; its end comes as [`Event::ExecExited`].
+    #[prost(message, tag = "7")]
+    Exec(Exec),
+    /// Opens the log file anew (after rotation). Answer: [`Answer::Done`] once the new file exists and
+    /// nothing more goes to the old one.
+    #[prost(message, tag = "8")]
+    ReopenLog(ContainerRef),
+    /// Forgets an ended (or kills and forgets a created) container. Answer: [`Answer::Done`].
+    #[prost(message, tag = "9")]
+    Remove(ContainerRef),
+    /// Ends the monitor: refused while a container runs. Answer: [`Answer::Done`], then the socket closes.
+    #[prost(message, tag = "10")]
+    Shutdown(Shutdown),
+    /// Asks for the container's root mount. Answer: [`Answer::Done`] with fds `[root mount]`.
+    #[prost(message, tag = "11")]
+    RootFd(ContainerRef),
+}
+
+/// First message of a connection.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hello {
+    /// The daemon's [`VERSION`].
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+}
+
+/// See [`Call::StartInit`].
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct StartInit {
+    /// `oom_score_adj` of the init.
+    #[prost(sint32, tag = "1")]
+    pub oom_score_adj: i32,
+}
+
+/// Names a container of this pod.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerRef {
+    /// The container's id, 64 hex digits.
+    #[prost(string, tag = "1")]
+    pub container: String,
+}
+
+/// Which PID namespace a container is born into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum PidNamespace {
+    /// One of its own: the container's process is PID 1.
+    Own = 0,
+    /// The pod's, whose init [`Call::StartInit`] has started.
+    Pod = 1,
+    /// The host's.
+    Host = 2,
+}
+
+/// See [`Call::Create`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Create {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub container: String,
+    /// Which PID namespace it joins.
+    #[prost(enumeration = "PidNamespace", tag = "2")]
+    pub pid: i32,
+    /// The pod's log directory, absolute. Empty: output is read and dropped.
+    #[prost(string, tag = "3")]
+    pub log_dir: String,
+    /// The log file, relative to `log_dir`; resolved beneath it, symlinks refused (CVE-2026-53489's class).
+    #[prost(string, tag = "4")]
+    pub log_path: String,
+    /// Longest content of one log line, in bytes; longer ones are cut into `P` pieces. 0: the default, 16 KiB.
+    #[prost(uint32, tag = "5")]
+    pub log_line_bytes: u32,
+    /// CRI `stdin`: keep a pipe open as the container's standard input instead of `/dev/null`.
+    #[prost(bool, tag = "6")]
+    pub stdin: bool,
+}
+
+/// See [`Call::Signal`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Signal {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub container: String,
+    /// Signal number of this architecture, 1..=64.
+    #[prost(int32, tag = "2")]
+    pub signal: i32,
+}
+
+/// See [`Call::Exec`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Exec {
+    /// The container to join.
+    #[prost(string, tag = "1")]
+    pub container: String,
+    /// The caller's name for this process; unique in the pod.
+    #[prost(string, tag = "2")]
+    pub exec: String,
+}
+
+/// See [`Call::Shutdown`].
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Shutdown {
+    /// Kill and reap what still runs (through each container's `cgroup.kill`) before ending.
+    #[prost(bool, tag = "1")]
+    pub kill: bool,
+}
+
+/// Monitor to daemon.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Message {
+    /// The request's id; 0 for an event.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// What is said.
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    pub body: Option<Body>,
+}
+
+/// A reply or an event.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Body {
+    /// The request was refused or went wrong.
+    #[prost(message, tag = "2")]
+    Failed(Failure),
+    /// Done; nothing else to say.
+    #[prost(message, tag = "3")]
+    Done(Done),
+    /// Answer to [`Call::Hello`].
+    #[prost(message, tag = "4")]
+    Pod(PodState),
+    /// Answer to [`Call::StartInit`]: the init's pid as the host sees it.
+    #[prost(message, tag = "5")]
+    Init(Pid),
+    /// Answer to [`Call::Create`].
+    #[prost(message, tag = "6")]
+    Created(Pid),
+    /// Answer to [`Call::Start`].
+    #[prost(message, tag = "7")]
+    Started(StartedAt),
+    /// Answer to [`Call::Exec`].
+    #[prost(message, tag = "8")]
+    ExecStarted(Pid),
+    /// Event: a container's first process has ended, its log is written out, and its exit record is on file.
+    #[prost(message, tag = "9")]
+    Exited(Exit),
+    /// Event: an exec'd process has ended.
+    #[prost(message, tag = "10")]
+    ExecExited(ExecExit),
+}
+
+/// Nothing.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Done {}
+
+/// Why a request did not succeed.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Failure {
+    /// What kind of failure, for the daemon's error classes.
+    #[prost(enumeration = "FailureKind", tag = "1")]
+    pub kind: i32,
+    /// Lower-case text that names stage, object and cause.
+    #[prost(string, tag = "2")]
+    pub text: String,
+    /// The kernel's errno, 0 when there is none.
+    #[prost(int32, tag = "3")]
+    pub errno: i32,
+}
+
+/// Classes of [`Failure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum FailureKind {
+    /// A bug or an answer of the kernel nobody expected.
+    Internal = 0,
+    /// No container or exec of that name.
+    NotFound = 1,
+    /// It exists already.
+    Exists = 2,
+    /// Not in a state in which this can be done.
+    Precondition = 3,
+    /// The message itself makes no sense.
+    Invalid = 4,
+    /// The program to execute is not there or cannot be executed (ENOENT, EACCES, ENOEXEC...).
+    Program = 5,
+}
+
+/// A process id in the monitor's PID namespace (the host's).
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Pid {
+    /// The pid.
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
+    /// Its start time in clock ticks since boot (`/proc/pid/stat` field 22): tells a reused pid apart.
+    #[prost(uint64, tag = "2")]
+    pub start_ticks: u64,
+}
+
+/// Answer to [`Call::Start`].
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct StartedAt {
+    /// Nanoseconds since the epoch at which `execve` had succeeded.
+    #[prost(int64, tag = "1")]
+    pub nanos: i64,
+}
+
+/// How a process ended.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Exit {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub container: String,
+    /// Exit status, or 128 + signal.
+    #[prost(int32, tag = "2")]
+    pub code: i32,
+    /// Nanoseconds since the epoch at which it was reaped.
+    #[prost(int64, tag = "3")]
+    pub nanos: i64,
+    /// `memory.events` of its cgroup counted OOM kills during its life.
+    #[prost(bool, tag = "4")]
+    pub oom_killed: bool,
+    /// Nanoseconds since the epoch at which it had started; 0: it never did.
+    #[prost(int64, tag = "5")]
+    pub started_nanos: i64,
+}
+
+/// How an exec'd process ended.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExecExit {
+    /// The caller's name for it.
+    #[prost(string, tag = "1")]
+    pub exec: String,
+    /// Exit status, or 128 + signal.
+    #[prost(int32, tag = "2")]
+    pub code: i32,
+}
+
+/// Everything the monitor knows: what a restarted daemon needs.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PodState {
+    /// The monitor's [`VERSION`].
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// The monitor's own pid.
+    #[prost(int32, tag = "2")]
+    pub pid: i32,
+    /// The pod's init, if one was started and lives.
+    #[prost(message, optional, tag = "3")]
+    pub init: Option<Pid>,
+    /// Every container that was created and not removed.
+    #[prost(message, repeated, tag = "4")]
+    pub containers: Vec<ContainerState>,
+}
+
+/// A container as its monitor sees it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerState {
+    /// The container's id.
+    #[prost(string, tag = "1")]
+    pub container: String,
+    /// Its first process; also after it has ended.
+    #[prost(message, optional, tag = "2")]
+    pub pid: Option<Pid>,
+    /// Nanoseconds since the epoch at which it started; 0: not yet.
+    #[prost(int64, tag = "3")]
+    pub started_nanos: i64,
+    /// How it ended, if it has.
+    #[prost(message, optional, tag = "4")]
+    pub exit: Option<Exit>,
+}

@@ -1,0 +1,5 @@
+//! An OCI spec becomes a plan, a plan becomes a running container.
+//!
+//! Must not know: CRI, pods, images, the monitor's protocol. Does not log: it returns structured outcomes.
+
+pub mod plan;
