@@ -1,1 +1,3 @@
 //! crisp-sys
+
+pub mod netlink;
