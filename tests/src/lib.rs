@@ -1,1 +1,6 @@
-//! crisp-tests
+//! The harness of the end-to-end tests: a crisp of one's own, clients to talk to it, and a look at what it leaves behind.
+//!
+//! Drives the built binaries from outside, through the socket and the command line. Must not know: how the daemon works
+//! inside. Imported by nobody.
+
+pub mod source;
