@@ -1,3 +1,11 @@
-//! crisp-sys
+//! The kernel's calls behind safe Rust: descriptors are owned, flags are typed, and an error says which call
+//! was refused on what. The home of `unsafe`.
+//!
+//! Must not know: containers, pods, images, networks. Has no policy and does not log.
 
+pub mod errno;
+pub mod mount;
 pub mod netlink;
+pub mod raw;
+
+pub use errno::{Errno, SysError};

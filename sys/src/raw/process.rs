@@ -1,0 +1,240 @@
+//! The process calls: identity, limits, signals, namespaces, `execve`.
+
+#![expect(unsafe_code, reason = "system calls have no safe form")]
+
+use super::{check, descriptor};
+use crate::errno::Errno;
+use std::ffi::{CStr, c_char};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// `dup3(2)` onto a number, without `O_CLOEXEC`: what was open there is closed.
+pub fn dup_onto(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: no pointers. Callers replace 0 to 2 only, which no owned descriptor of theirs stands for.
+    check(unsafe { libc::dup3(fd.as_raw_fd(), number, 0) }.into()).map(drop)
+}
+
+/// `close_range(2)`: closes every descriptor from `first` to `last`, both included.
+pub fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: no pointers; the caller is a child that owns nothing in that range any more.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// `setsid(2)`.
+pub fn setsid() -> Result<(), Errno> {
+    // SAFETY: no arguments.
+    check(unsafe { libc::setsid() }.into()).map(drop)
+}
+
+/// `umask(2)`.
+pub fn umask(mask: u32) {
+    // SAFETY: cannot fail and has no pointers.
+    unsafe { libc::umask(mask) };
+}
+
+/// `setpriority(2)` of this process.
+pub fn set_nice(nice: i32) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }.into()).map(drop)
+}
+
+/// `prlimit(2)` on this process.
+pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    let none = std::ptr::null_mut::<libc::rlimit64>();
+    // SAFETY: `limit` lives through the call; a null old limit is allowed.
+    let answer = unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::from_ref(&limit), none) };
+    check(answer).map(drop)
+}
+
+/// `keyctl(2)`: a new, empty, anonymous session keyring.
+pub fn join_session_keyring() -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    let anonymous = std::ptr::null::<c_char>();
+    // SAFETY: a null name asks for an anonymous keyring.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, anonymous) }).map(drop)
+}
+
+/// Sets every signal's disposition to the default.
+pub fn default_dispositions() -> Result<(), Errno> {
+    // The kernel's own structure, all zero: SIG_DFL, no flags, empty mask. glibc refuses to touch the two
+    // signals it keeps for itself (32, 33), and those can be ignored by inheritance, too.
+    let action = [0u64; 4];
+    let none = std::ptr::null_mut::<u64>();
+    for signal in 1..=64 {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
+        }
+        // SAFETY: `action` is at least as large as the kernel's sigaction (32 bytes on 64-bit machines).
+        let answer =
+            unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), none, size_of::<u64>()) };
+        check(answer)?;
+    }
+    Ok(())
+}
+
+/// Sets the signal mask; bit n-1 blocks signal n.
+pub fn set_signal_mask(mask: u64) -> Result<(), Errno> {
+    let none = std::ptr::null_mut::<u64>();
+    let pointer = std::ptr::from_ref(&mask);
+    // SAFETY: the kernel's signal set is 64 bits, the given size says so.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, pointer, none, size_of::<u64>())
+    };
+    check(answer).map(drop)
+}
+
+/// What [`wait_signal`] saw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caught {
+    /// The signal's number.
+    pub signal: i32,
+    /// `SI_*`: where it came from.
+    pub code: i32,
+    /// The sender as this PID namespace sees it; 0 when it lives outside.
+    pub pid: i32,
+}
+
+/// `rt_sigtimedwait(2)` without a time limit, for the signals of `mask` (blocked ones).
+pub fn wait_signal(mask: u64) -> Result<Caught, Errno> {
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let forever = std::ptr::null::<libc::timespec>();
+    let set = std::ptr::from_ref(&mask);
+    // SAFETY: the set has the size that is given, the buffer is a siginfo_t.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_rt_sigtimedwait, set, info.as_mut_ptr(), forever, size_of::<u64>())
+    };
+    let signal = check(answer)? as i32;
+    // SAFETY: zeroed bytes are a valid siginfo_t, and the kernel has filled it since.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: si_pid is plain data in every layout of the union; callers look at it for kill(2) and SIGCHLD only.
+    let pid = unsafe { info.si_pid() };
+    Ok(Caught { signal, code: info.si_code, pid })
+}
+
+/// Reaps one child that has ended; `false` when there is none at the moment.
+pub fn reap_any() -> Result<bool, Errno> {
+    // SAFETY: a null status pointer is allowed.
+    let answer = unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+    match check(answer.into()) {
+        Ok(pid) => Ok(pid > 0),
+        Err(Errno::ECHILD) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// `prctl(2)` with plain numbers.
+pub fn prctl(option: libc::c_int, argument: u64, argument3: u64) -> Result<i32, Errno> {
+    let (second, third) = (argument as libc::c_ulong, argument3 as libc::c_ulong);
+    // SAFETY: only used with options whose arguments are numbers.
+    check(unsafe { libc::prctl(option, second, third, 0, 0) }.into()).map(|value| value as i32)
+}
+
+/// Drops every capability from the bounding set that is not in `keep` (bit = capability number).
+pub fn drop_bounding(keep: u64) -> Result<(), Errno> {
+    for capability in 0..64 {
+        if keep & (1 << capability) != 0 {
+            continue;
+        }
+        match prctl(libc::PR_CAPBSET_DROP, capability, 0) {
+            // One past the last capability of this kernel.
+            Err(Errno::EINVAL) => return Ok(()),
+            answer => answer.map(drop)?,
+        }
+    }
+    Ok(())
+}
+
+/// `capset(2)` for this thread.
+pub fn capset(effective: u64, permitted: u64, inheritable: u64) -> Result<(), Errno> {
+    /// `_LINUX_CAPABILITY_VERSION_3`
+    const VERSION: u32 = 0x2008_0522;
+    let header = [VERSION, 0];
+    let low = |set: u64| set as u32;
+    let high = |set: u64| (set >> 32) as u32;
+    let data = [
+        [low(effective), low(permitted), low(inheritable)],
+        [high(effective), high(permitted), high(inheritable)],
+    ];
+    // SAFETY: header and data have the layout of version 3: two words, then two times three words.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }).map(drop)
+}
+
+/// Raises each capability of `set` in the ambient set.
+pub fn raise_ambient(set: u64) -> Result<(), Errno> {
+    for capability in (0..64).filter(|bit| set & (1 << bit) != 0) {
+        prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, capability)?;
+    }
+    Ok(())
+}
+
+/// `setgroups(2)` of this thread alone: libc's function signals all threads to follow, and there are none.
+pub fn setgroups(groups: &[u32]) -> Result<(), Errno> {
+    // SAFETY: pointer and length describe `groups`.
+    check(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+/// `setresgid(2)` of this thread: real, effective and saved.
+pub fn setresgid(gid: u32) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map(drop)
+}
+
+/// `setresuid(2)` of this thread: real, effective and saved.
+pub fn setresuid(uid: u32) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+/// `unshare(2)`.
+pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: no pointers; what a thread may unshare is the caller's business.
+    check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
+/// `setns(2)`; `fd` is a namespace or, with several `CLONE_NEW*` flags, a pidfd.
+pub fn setns(fd: BorrowedFd<'_>, flags: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::setns(fd.as_raw_fd(), flags) }.into()).map(drop)
+}
+
+/// `openat(2)` on a path of the calling process's own root.
+pub fn open(path: &CStr, flags: libc::c_int) -> Result<OwnedFd, Errno> {
+    // SAFETY: `path` is NUL-terminated.
+    descriptor(unsafe { libc::openat(libc::AT_FDCWD, path.as_ptr(), flags | libc::O_CLOEXEC) }.into())
+}
+
+/// NUL-terminated strings as `execve(2)` wants them: made in the parent, read by the child.
+#[derive(Debug)]
+pub struct StringArray {
+    pointers: Box<[*const c_char]>,
+    // Never read: the pointers point into it.
+    _strings: Vec<std::ffi::CString>,
+}
+
+// SAFETY: the pointers point into `_strings`, which is owned, never changed, and moves along.
+unsafe impl Send for StringArray {}
+// SAFETY: nothing is ever written through the pointers.
+unsafe impl Sync for StringArray {}
+
+impl StringArray {
+    /// Takes the strings over.
+    pub fn new(strings: Vec<std::ffi::CString>) -> Self {
+        let pointers =
+            strings.iter().map(|text| text.as_ptr()).chain(std::iter::once(std::ptr::null())).collect();
+        Self { pointers, _strings: strings }
+    }
+}
+
+/// `execve(2)`; only returns when the kernel refuses.
+pub fn execve(program: &CStr, args: &StringArray, env: &StringArray) -> Errno {
+    // SAFETY: `program` is NUL-terminated; both arrays end in null and their strings are alive.
+    unsafe { libc::execve(program.as_ptr(), args.pointers.as_ptr(), env.pointers.as_ptr()) };
+    Errno::last()
+}
+
+/// `_exit(2)`: ends the process without running anything registered with libc.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns, has no pointers.
+    unsafe { libc::_exit(code) }
+}
