@@ -4,8 +4,12 @@
 //! Must not know: containers, pods, images, networks. Has no policy and does not log.
 
 pub mod errno;
+pub mod fd;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
+pub mod process;
 pub mod raw;
+pub mod time;
 
 pub use errno::{Errno, SysError};

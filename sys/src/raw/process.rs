@@ -8,15 +8,25 @@ use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// `dup3(2)` onto a number, without `O_CLOEXEC`: what was open there is closed.
-pub fn dup_onto(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
-    // SAFETY: no pointers. Callers replace 0 to 2 only, which no owned descriptor of theirs stands for.
+/// `dup3(2)` onto one of 0 to 2, without `O_CLOEXEC`: what was open there is closed. Other numbers are `EINVAL`,
+/// because an owned descriptor may stand for them.
+pub fn dup_onto_standard(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
+    if !(0..=2).contains(&number) {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: no pointers, and std hands out 0 to 2 as borrowed descriptors only.
     check(unsafe { libc::dup3(fd.as_raw_fd(), number, 0) }.into()).map(drop)
 }
 
 /// `close_range(2)`: closes every descriptor from `first` to `last`, both included.
-pub fn close_range(first: u32, last: u32) -> Result<(), Errno> {
-    // SAFETY: no pointers; the caller is a child that owns nothing in that range any more.
+///
+/// # Safety
+/// No `OwnedFd` or `BorrowedFd` in that range is used (or dropped) by this process afterwards.
+pub unsafe fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: no pointers; the caller answers for the descriptors.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
