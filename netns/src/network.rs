@@ -1,0 +1,423 @@
+//! The embedded network: one bridge, addresses on it, masquerading, and namespaces attached to it by veth pairs.
+//!
+//! ```text
+//!   host namespace                                      attached namespace
+//!   ┌─ bridge: gateway addresses ─┐
+//!   │  port: cr0123… (hairpin) ───┼──── veth pair ────── eth0: leased addresses, default routes to the gateway
+//!   └─ port: …                    │
+//!      └─ forwarding → other interfaces, masqueraded by one nftables table of our own
+//! ```
+//!
+//! Attaching is netlink only: two requests on the host's socket, two on the namespace's, no helper process and no rule.
+//! The nftables table is loaded once, at start. Tables of others are never touched; a firewall of theirs that drops
+//! forwarded packets (Docker's does where it runs) has to be opened by its owner.
+//!
+//! It must not know what is attached, or choose addresses: those come as a lease.
+
+mod attach;
+mod forwarding;
+mod nft;
+
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crisp_sys::netlink::{Message, Netlink, NetlinkError, Refusal};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use nix::errno::Errno;
+
+use crate::ipam::{self, IpamError};
+use crate::link::{self, Link};
+use crate::sysctl::SysctlError;
+
+pub use attach::{AttachRequest, Attachment};
+
+/// Smallest MTU of a link that carries IPv6 (RFC 8200, section 5), bytes.
+const MTU_MIN: u32 = 1280;
+/// Largest MTU of a veth or a bridge, bytes.
+const MTU_MAX: u32 = 65535;
+
+/// What the network looks like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// Name of the bridge, at most 15 bytes. An existing bridge of this name is used as it is.
+    pub bridge: String,
+    /// IPv4 subnet; its first address is the gateway. `None`: no IPv4.
+    pub ipv4: Option<Ipv4Net>,
+    /// IPv6 subnet; its first address is the gateway. `None`: no IPv6.
+    pub ipv6: Option<Ipv6Net>,
+    /// MTU of the bridge and of both ends of every veth pair, bytes, 1280 to 65535. The kernel's 1500 when `None`.
+    pub mtu: Option<u32>,
+    /// Whether connections to outside the subnets get the host's address as their source.
+    pub masquerade: bool,
+    /// Name of the nftables table of family inet that holds the rules. It is replaced at start.
+    pub nft_table: String,
+}
+
+impl Default for NetworkConfig {
+    /// Bridge and table `crisp0` and `crisp`, 10.89.0.0/16 and a unique local IPv6 subnet (RFC 4193), masqueraded.
+    fn default() -> Self {
+        Self {
+            bridge: "crisp0".to_owned(),
+            ipv4: Ipv4Net::new([10, 89, 0, 0].into(), 16).ok(),
+            ipv6: Ipv6Net::new([0xfd63, 0x7269, 0x7370, 0, 0, 0, 0, 0].into(), 64).ok(),
+            mtu: None,
+            masquerade: true,
+            nft_table: "crisp".to_owned(),
+        }
+    }
+}
+
+/// Why the network could not be set up, changed or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// A value that cannot work.
+    #[error("network {field} {value:?}: {reason}")]
+    Config {
+        /// Which field of the configuration or the request.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// Which rule it breaks.
+        reason: &'static str,
+    },
+    /// A subnet with nothing to hand out.
+    #[error(transparent)]
+    Subnet(#[from] IpamError),
+    /// The conversation with the kernel broke.
+    #[error("{doing} {object}")]
+    Netlink {
+        /// The operation.
+        doing: &'static str,
+        /// The link or namespace.
+        object: String,
+        /// What broke.
+        #[source]
+        source: NetlinkError,
+    },
+    /// The kernel said no.
+    #[error("{doing} {object}")]
+    Refused {
+        /// The operation.
+        doing: &'static str,
+        /// The link.
+        object: String,
+        /// Its answer.
+        #[source]
+        source: Refusal,
+    },
+    /// Another link has the bridge's name.
+    #[error("{name} exists and is a {kind} link, not a bridge: name another one in the configuration")]
+    NotABridge {
+        /// The name.
+        name: String,
+        /// What it is.
+        kind: String,
+    },
+    /// An IPv6 subnet is configured and the kernel has no IPv6.
+    #[error("this kernel has IPv6 switched off: take the IPv6 subnet {subnet} out of the configuration")]
+    NoIpv6 {
+        /// The subnet.
+        subnet: Ipv6Net,
+    },
+    /// A setting of the host's kernel.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// The interfaces of the host could not be listed.
+    #[error("list {path}")]
+    ListSysctls {
+        /// The folder.
+        path: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No nft binary.
+    #[error(
+        "nft is not installed, masquerading needs it: install the package nftables \
+         (apt-get install nftables, dnf install nftables, apk add nftables) or switch masquerading off"
+    )]
+    NftMissing,
+    /// nft did not run.
+    #[error("run nft")]
+    NftRun(#[source] std::io::Error),
+    /// nft, or the kernel behind it, did not take the rules.
+    #[error("load nftables table inet {table}: {stderr}")]
+    NftRefused {
+        /// The table.
+        table: String,
+        /// What nft printed.
+        stderr: String,
+    },
+}
+
+/// The network of this host. Shared by reference between threads; opened in the host's network namespace, it acts there
+/// whichever thread it is called from.
+#[derive(Debug)]
+pub struct Network {
+    config: NetworkConfig,
+    /// Index of the bridge.
+    bridge: u32,
+    /// Whether the kernel has IPv6 at all.
+    has_ipv6: bool,
+    /// One socket for all: changes of one network namespace's links wait for its RTNL lock one after another anyway.
+    socket: Mutex<Netlink>,
+}
+
+impl Network {
+    /// Makes the bridge, or takes the existing one, gives it the gateway addresses, switches forwarding on and loads the
+    /// nftables table. Doing it again changes nothing, so that a restarted daemon finds its network as it was.
+    ///
+    /// Forwarding makes a kernel ignore router advertisements; interfaces that live by them keep them, see
+    /// `Documentation/networking/ip-sysctl.rst`, `accept_ra`.
+    ///
+    /// # Errors
+    /// The configuration, the kernel's refusal, or nft's; what was made so far stays for the next attempt.
+    pub fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
+        let config = checked(config)?;
+        let has_ipv6 = forwarding::has_ipv6();
+        if let (Some(subnet), false) = (config.ipv6, has_ipv6) {
+            return Err(NetworkError::NoIpv6 { subnet });
+        }
+        let mut socket = Netlink::open_route().map_err(|source| NetworkError::Netlink {
+            doing: "open a socket for",
+            object: config.bridge.clone(),
+            source,
+        })?;
+        let bridge = ensure_bridge(&mut socket, &config)?;
+        forwarding::prepare_bridge(&config.bridge, has_ipv6, config.ipv6.is_some())?;
+        let gateways = config.subnets().map(|subnet| {
+            link::add_address(bridge, IpNet::new_assert(ipam::gateway(subnet), subnet.prefix_len()))
+        });
+        let messages: Vec<Message> = gateways.chain([link::up(bridge)]).collect();
+        all_accepted(&mut socket, &messages, "give its addresses to", &config.bridge)?;
+        forwarding::enable(config.ipv4.is_some(), config.ipv6.is_some())?;
+        nft::load(&config)?;
+        Ok(Self { config, bridge, has_ipv6, socket: Mutex::new(socket) })
+    }
+
+    /// The configuration, subnets without host bits.
+    pub fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// Sysctls that a namespace needs before it is attached, for [`crate::namespaces::Request`]: no duplicate address
+    /// detection, which would keep link-local addresses unusable for a second, and no router advertisements, with which
+    /// any namespace on the bridge could redirect the others' IPv6 traffic (CVE-2020-10749).
+    pub fn sysctls(&self) -> Vec<(String, String)> {
+        if !self.has_ipv6 {
+            return Vec::new();
+        }
+        ["accept_dad", "accept_ra"]
+            .map(|name| (format!("net.ipv6.conf.default.{name}"), "0".to_owned()))
+            .to_vec()
+    }
+
+    /// Takes a namespace off the network by deleting its link. A link that is gone already, as it is when its namespace
+    /// ended, is no error.
+    ///
+    /// # Errors
+    /// The kernel's refusal, which names the link.
+    pub fn detach(&self, name: &str) -> Result<(), NetworkError> {
+        check_link_name("link name", name)?;
+        let doing = "delete link";
+        let verdicts = self
+            .socket()
+            .request(&[link::delete(name)])
+            .map_err(|source| NetworkError::Netlink { doing, object: name.to_owned(), source })?;
+        verdicts
+            .into_iter()
+            .filter(|verdict| !matches!(verdict, Err(Refusal { errno: Errno::ENODEV, .. })))
+            .try_for_each(|verdict| {
+                verdict.map_err(|source| NetworkError::Refused { doing, object: name.to_owned(), source })
+            })
+    }
+
+    /// Name and alias of each veth link of this host whose alias starts with `prefix`: what an earlier run attached.
+    ///
+    /// # Errors
+    /// When the links cannot be listed.
+    pub fn owned_links(&self, prefix: &str) -> Result<Vec<(String, String)>, NetworkError> {
+        let owned = self.links()?.into_iter().filter(|link| link.kind.as_deref() == Some("veth"));
+        Ok(owned
+            .filter_map(|link| Some((link.name, link.alias?)))
+            .filter(|(_, alias)| alias.starts_with(prefix))
+            .collect())
+    }
+
+    /// Removes the nftables table, and the bridge unless something is still attached to it; returns whether the bridge is
+    /// gone. Forwarding stays switched on: nobody can tell who else relies on it.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or nft's.
+    pub fn teardown_host(&self) -> Result<bool, NetworkError> {
+        nft::unload(&self.config.nft_table)?;
+        if self.links()?.iter().any(|link| link.master == Some(self.bridge)) {
+            return Ok(false);
+        }
+        self.detach(&self.config.bridge)?;
+        Ok(true)
+    }
+
+    fn links(&self) -> Result<Vec<Link>, NetworkError> {
+        let replies = self.socket().dump(&link::list()).map_err(|source| NetworkError::Netlink {
+            doing: "list the links beside",
+            object: self.config.bridge.clone(),
+            source,
+        })?;
+        Ok(replies.iter().filter_map(Link::parse).collect())
+    }
+
+    /// A panic elsewhere cannot leave the socket out of step: answers to an abandoned request are skipped by their
+    /// sequence numbers.
+    fn socket(&self) -> MutexGuard<'_, Netlink> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl NetworkConfig {
+    /// The subnets, IPv4 first.
+    fn subnets(&self) -> impl Iterator<Item = IpNet> {
+        self.ipv4.map(IpNet::V4).into_iter().chain(self.ipv6.map(IpNet::V6))
+    }
+
+    /// Gateways, in the order of [`NetworkConfig::subnets`].
+    fn gateways(&self) -> impl Iterator<Item = IpAddr> {
+        self.subnets().map(ipam::gateway)
+    }
+}
+
+/// Refuses a configuration that cannot work, before anything is touched.
+fn checked(mut config: NetworkConfig) -> Result<NetworkConfig, NetworkError> {
+    let refuse = |field, value: &dyn ToString, reason| {
+        Err(NetworkError::Config { field, value: value.to_string(), reason })
+    };
+    check_link_name("bridge", &config.bridge)?;
+    let table = &config.nft_table;
+    if !table.starts_with(|c: char| c.is_ascii_alphabetic())
+        || !table.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    {
+        return refuse("nft_table", table, "not a letter followed by letters, digits and underscores");
+    }
+    match config.mtu {
+        Some(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => {
+            return refuse("mtu", &mtu, "not from 1280 to 65535");
+        }
+        _ => {}
+    }
+    if config.subnets().next().is_none() {
+        return refuse("subnets", &"", "neither an IPv4 nor an IPv6 subnet");
+    }
+    // Whoever makes the pools would find out too, but only after the bridge exists.
+    ipam::Ipam::new(config.ipv4, config.ipv6)?;
+    config.ipv4 = config.ipv4.map(|net| net.trunc());
+    config.ipv6 = config.ipv6.map(|net| net.trunc());
+    Ok(config)
+}
+
+fn check_link_name(field: &'static str, name: &str) -> Result<(), NetworkError> {
+    if link::valid_name(name) {
+        return Ok(());
+    }
+    let reason = "not 1 to 15 letters, digits, dots, underscores and dashes";
+    Err(NetworkError::Config { field, value: name.to_owned(), reason })
+}
+
+/// Index of the bridge, which is made when there is none.
+fn ensure_bridge(socket: &mut Netlink, config: &NetworkConfig) -> Result<u32, NetworkError> {
+    let name = &config.bridge;
+    if let Some(bridge) = find(socket, name)? {
+        return adopt(bridge);
+    }
+    let mac = config.gateways().next().map(link::mac_of).unwrap_or_default();
+    match all_accepted(socket, &[link::new_bridge(name, mac, config.mtu)], "make bridge", name) {
+        // Somebody else made it since we looked.
+        Err(NetworkError::Refused { source: Refusal { errno: Errno::EEXIST, .. }, .. }) => {}
+        other => other?,
+    }
+    match find(socket, name)? {
+        Some(bridge) => adopt(bridge),
+        None => Err(NetworkError::Refused {
+            doing: "find bridge",
+            object: name.clone(),
+            source: Refusal { errno: Errno::ENODEV, message: None },
+        }),
+    }
+}
+
+fn adopt(link: Link) -> Result<u32, NetworkError> {
+    match link.kind {
+        Some(kind) if kind == "bridge" => Ok(link.index),
+        kind => Err(NetworkError::NotABridge {
+            name: link.name,
+            kind: kind.unwrap_or_else(|| "hardware".to_owned()),
+        }),
+    }
+}
+
+/// The link of this name, `None` when there is none.
+fn find(socket: &mut Netlink, name: &str) -> Result<Option<Link>, NetworkError> {
+    match socket.query(&link::get(name)) {
+        Ok(reply) => Ok(Link::parse(&reply)),
+        Err(NetlinkError::Refused(Refusal { errno: Errno::ENODEV, .. })) => Ok(None),
+        Err(source) => Err(NetworkError::Netlink { doing: "look for link", object: name.to_owned(), source }),
+    }
+}
+
+/// Sends messages about one object; the first refusal is the error.
+fn all_accepted(
+    socket: &mut Netlink,
+    messages: &[Message],
+    doing: &'static str,
+    object: &str,
+) -> Result<(), NetworkError> {
+    let verdicts = socket.request(messages).map_err(|source| NetworkError::Netlink {
+        doing,
+        object: object.to_owned(),
+        source,
+    })?;
+    verdicts.into_iter().try_for_each(|verdict| {
+        verdict.map_err(|source| NetworkError::Refused { doing, object: object.to_owned(), source })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut NetworkConfig)) -> String {
+        let mut config = NetworkConfig::default();
+        change(&mut config);
+        checked(config).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_default_configuration_is_sound() {
+        let config = checked(NetworkConfig::default()).unwrap();
+        let gateways: Vec<String> = config.gateways().map(|gateway| gateway.to_string()).collect();
+        assert_eq!(gateways, ["10.89.0.1", "fd63:7269:7370::1"]);
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_by_name() {
+        assert!(
+            refused(|config| config.bridge = "a-name-too-long-for-a-link".into())
+                .starts_with("network bridge")
+        );
+        assert!(
+            refused(|config| config.nft_table = "a; flush ruleset".into()).starts_with("network nft_table")
+        );
+        assert!(refused(|config| config.nft_table = String::new()).starts_with("network nft_table"));
+        assert!(refused(|config| config.mtu = Some(576)).starts_with("network mtu \"576\""));
+        assert!(
+            refused(|config| config.ipv4 = "10.0.0.0/31".parse().ok()).contains("10.0.0.0/31 is too small")
+        );
+        let neither = refused(|config| (config.ipv4, config.ipv6) = (None, None));
+        assert!(neither.contains("neither an IPv4 nor an IPv6 subnet"), "{neither}");
+    }
+
+    #[test]
+    fn host_bits_of_subnets_are_cut_off() {
+        let config = NetworkConfig { ipv4: "10.1.2.3/24".parse().ok(), ..NetworkConfig::default() };
+        assert_eq!(checked(config).unwrap().ipv4, "10.1.2.0/24".parse().ok());
+    }
+}
