@@ -10,6 +10,8 @@
 //! - [`network`]: the bridge, masquerading, attaching a namespace and taking it off again
 //! - [`ipam`]: which addresses are in use
 //! - [`stats`]: interface counters
+#![forbid(unsafe_code)]
+
 pub mod ipam;
 mod link;
 pub mod namespaces;

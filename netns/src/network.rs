@@ -17,9 +17,9 @@
 mod attach;
 mod forwarding;
 mod nft;
+mod sockets;
 
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crisp_sys::netlink::{Message, Netlink, NetlinkError, Refusal};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -27,7 +27,9 @@ use nix::errno::Errno;
 
 use crate::ipam::{self, IpamError};
 use crate::link::{self, Link};
+use crate::namespaces::NamespaceError;
 use crate::sysctl::SysctlError;
+use sockets::Sockets;
 
 pub use attach::{AttachRequest, Attachment};
 
@@ -83,6 +85,9 @@ pub enum NetworkError {
     /// A subnet with nothing to hand out.
     #[error(transparent)]
     Subnet(#[from] IpamError),
+    /// No socket in the host's network namespace.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
     /// The conversation with the kernel broke.
     #[error("{doing} {object}")]
     Netlink {
@@ -159,8 +164,7 @@ pub struct Network {
     bridge: u32,
     /// Whether the kernel has IPv6 at all.
     has_ipv6: bool,
-    /// One socket for all: changes of one network namespace's links wait for its RTNL lock one after another anyway.
-    socket: Mutex<Netlink>,
+    sockets: Sockets,
 }
 
 impl Network {
@@ -178,21 +182,17 @@ impl Network {
         if let (Some(subnet), false) = (config.ipv6, has_ipv6) {
             return Err(NetworkError::NoIpv6 { subnet });
         }
-        let mut socket = Netlink::open_route().map_err(|source| NetworkError::Netlink {
-            doing: "open a socket for",
-            object: config.bridge.clone(),
-            source,
-        })?;
-        let bridge = ensure_bridge(&mut socket, &config)?;
+        let sockets = Sockets::here()?;
+        let bridge = sockets.with(|socket| ensure_bridge(socket, &config))??;
         forwarding::prepare_bridge(&config.bridge, has_ipv6, config.ipv6.is_some())?;
         let gateways = config.subnets().map(|subnet| {
             link::add_address(bridge, IpNet::new_assert(ipam::gateway(subnet), subnet.prefix_len()))
         });
         let messages: Vec<Message> = gateways.chain([link::up(bridge)]).collect();
-        all_accepted(&mut socket, &messages, "give its addresses to", &config.bridge)?;
+        sockets.with(|socket| all_accepted(socket, &messages, "give its addresses to", &config.bridge))??;
         forwarding::enable(config.ipv4.is_some(), config.ipv6.is_some())?;
         nft::load(&config)?;
-        Ok(Self { config, bridge, has_ipv6, socket: Mutex::new(socket) })
+        Ok(Self { config, bridge, has_ipv6, sockets })
     }
 
     /// The configuration, subnets without host bits.
@@ -204,32 +204,31 @@ impl Network {
     /// detection, which would keep link-local addresses unusable for a second, and no router advertisements, with which
     /// any namespace on the bridge could redirect the others' IPv6 traffic (CVE-2020-10749).
     pub fn sysctls(&self) -> Vec<(String, String)> {
-        if !self.has_ipv6 {
-            return Vec::new();
+        let default = |name: &str, value: &str| (format!("net.ipv6.conf.default.{name}"), value.to_owned());
+        let mut sysctls = Vec::new();
+        if self.has_ipv6 {
+            sysctls.extend([default("accept_dad", "0"), default("accept_ra", "0")]);
         }
-        ["accept_dad", "accept_ra"]
-            .map(|name| (format!("net.ipv6.conf.default.{name}"), "0".to_owned()))
-            .to_vec()
+        if self.config.ipv6.is_some() {
+            // Kernels started with ipv6.disable_ipv6=1 have it off in every new namespace.
+            sysctls.push(default("disable_ipv6", "0"));
+        }
+        sysctls
     }
 
     /// Takes a namespace off the network by deleting its link. A link that is gone already, as it is when its namespace
-    /// ended, is no error.
+    /// ended, is no error. The kernel needs 20 to 40 ms for it, waiting for RCU; other calls go on meanwhile.
     ///
     /// # Errors
     /// The kernel's refusal, which names the link.
     pub fn detach(&self, name: &str) -> Result<(), NetworkError> {
         check_link_name("link name", name)?;
-        let doing = "delete link";
-        let verdicts = self
-            .socket()
-            .request(&[link::delete(name)])
-            .map_err(|source| NetworkError::Netlink { doing, object: name.to_owned(), source })?;
-        verdicts
-            .into_iter()
-            .filter(|verdict| !matches!(verdict, Err(Refusal { errno: Errno::ENODEV, .. })))
-            .try_for_each(|verdict| {
-                verdict.map_err(|source| NetworkError::Refused { doing, object: name.to_owned(), source })
-            })
+        let deleted =
+            self.sockets.with(|socket| all_accepted(socket, &[link::delete(name)], "delete link", name))?;
+        match deleted {
+            Err(NetworkError::Refused { source: Refusal { errno: Errno::ENODEV, .. }, .. }) => Ok(()),
+            other => other,
+        }
     }
 
     /// Name and alias of each veth link of this host whose alias starts with `prefix`: what an earlier run attached.
@@ -259,18 +258,11 @@ impl Network {
     }
 
     fn links(&self) -> Result<Vec<Link>, NetworkError> {
-        let replies = self.socket().dump(&link::list()).map_err(|source| NetworkError::Netlink {
-            doing: "list the links beside",
-            object: self.config.bridge.clone(),
-            source,
+        let replies = self.sockets.with(|socket| socket.dump(&link::list()))?.map_err(|source| {
+            let object = self.config.bridge.clone();
+            NetworkError::Netlink { doing: "list the links beside", object, source }
         })?;
         Ok(replies.iter().filter_map(Link::parse).collect())
-    }
-
-    /// A panic elsewhere cannot leave the socket out of step: answers to an abandoned request are skipped by their
-    /// sequence numbers.
-    fn socket(&self) -> MutexGuard<'_, Netlink> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

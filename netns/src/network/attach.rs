@@ -81,7 +81,8 @@ impl Network {
             netns,
             mtu: self.config.mtu,
         };
-        all_accepted(&mut self.socket(), &[link::new_veth(&veth)], "make veth link", name)?;
+        let veth = [link::new_veth(&veth)];
+        self.sockets.with(|socket| all_accepted(socket, &veth, "make veth link", name))??;
         match self.configure(name, alias, ifname, inside, &plan) {
             Ok(()) => Ok(Attachment {
                 ifname: ifname.to_owned(),
@@ -109,7 +110,7 @@ impl Network {
         plan: &Plan,
     ) -> Result<(), NetworkError> {
         let port = [link::configure_port(name, alias), link::up_by_name(name)];
-        all_accepted(&mut self.socket(), &port, "set up link", name)?;
+        self.sockets.with(|socket| all_accepted(socket, &port, "set up link", name))??;
         let index = match find(inside, ifname)? {
             Some(link) => link.index,
             // The descriptor and the socket are of different namespaces.

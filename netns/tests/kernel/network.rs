@@ -3,11 +3,13 @@
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Barrier;
 
 use crisp_netns::ipam::{Ipam, Lease};
-use crisp_netns::namespaces::run_in;
+use crisp_netns::namespaces::{Request, create, run_in};
 use crisp_netns::network::{AttachRequest, Network, NetworkConfig, NetworkError};
 use crisp_netns::stats::{interface_stats, interface_stats_in};
+use crisp_netns::sysctl::Sysctl;
 
 use crate::host::{attach, connect, net_of, on_own_host, run, run_inside};
 
@@ -50,6 +52,48 @@ fn attached_namespaces_reach_each_other_the_host_and_themselves() {
         assert!(link.contains(&at.mac_text()), "{link}");
         let host_end = links().lines().find(|line| line.contains("crA@")).unwrap().to_owned();
         assert!(host_end.contains("hairpin on") && host_end.contains("alias test/crA"), "{host_end}");
+    });
+}
+
+#[test]
+fn a_namespace_is_attached_from_the_thread_that_lives_in_it() {
+    on_own_host(|host| {
+        let opened = Opened::new(NetworkConfig::default());
+        let (sysctls, lease) = (opened.network.sysctls(), opened.lease());
+        let request = Request { net: true, sysctls: &sysctls, ..Request::default() };
+        let (created, at) =
+            create(&request, |created| attach(&opened.network, "crA", created, &lease)).unwrap();
+        connect(host.net(), net_of(&created), at.ips[0]);
+        // More calls at once than there are idle sockets: new ones are opened on the host, not in the caller's namespace.
+        let calls = 20;
+        let together = Barrier::new(calls);
+        std::thread::scope(|scope| {
+            for _ in 0..calls {
+                scope.spawn(|| {
+                    let listed = run_in(net_of(&created), || {
+                        together.wait();
+                        opened.network.owned_links("test/")
+                    });
+                    assert_eq!(listed.unwrap().unwrap(), [("crA".to_owned(), "test/crA".to_owned())]);
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn a_sysctl_of_the_interface_is_written_once_it_is_attached() {
+    on_own_host(|host| {
+        let opened = Opened::new(NetworkConfig::default());
+        let sysctl = Sysctl::parse("net.ipv4.conf.eth0.rp_filter").unwrap();
+        assert!(sysctl.waits_for_link());
+        let (created, _) = host.attached(&opened.network, "crA", &opened.lease());
+        let read = || fs::read_to_string("/proc/sys/net/ipv4/conf/eth0/rp_filter").unwrap();
+        let after = run_in(net_of(&created), || {
+            sysctl.write("2").unwrap();
+            read()
+        });
+        assert_eq!(after.unwrap(), "2\n");
     });
 }
 
