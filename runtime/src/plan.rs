@@ -6,6 +6,8 @@
 //!
 //! Must not know: CRI, OCI types, the monitor's protocol.
 
+mod print;
+
 /// One container start (or exec), complete.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Plan {
@@ -69,7 +71,8 @@ pub struct RootMount {
     /// An existing directory of the host on which the root is attached before the pivot.
     #[prost(string, tag = "1")]
     pub staging: String,
-    /// Propagation of the host's mounts into this mount namespace: `MS_PRIVATE`, `MS_SLAVE` or `MS_SHARED`.
+    /// Propagation of the container's root: `MS_PRIVATE` (or 0), `MS_SLAVE` or `MS_SHARED`. The copy of the host's
+    /// mounts that the child sees until the pivot becomes private, or a slave for the other two: never shared.
     #[prost(uint64, tag = "2")]
     pub propagation: u64,
 }
@@ -115,6 +118,9 @@ pub struct Attach {
     /// `MS_PRIVATE`, `MS_SLAVE` or `MS_SHARED`; 0 leaves it.
     #[prost(uint64, tag = "7")]
     pub propagation: u64,
+    /// Apply `propagation` to the mounts below, too.
+    #[prost(bool, tag = "8")]
+    pub propagation_recursive: bool,
 }
 
 /// See [`Kind::Device`].

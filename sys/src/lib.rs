@@ -8,8 +8,11 @@ pub mod fd;
 pub mod memory;
 pub mod mount;
 pub mod netlink;
+pub mod poll;
 pub mod process;
 pub mod raw;
+pub mod signal;
+pub mod socket;
 pub mod time;
 
 pub use errno::{Errno, SysError};

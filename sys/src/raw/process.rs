@@ -140,6 +140,12 @@ pub fn prctl(option: libc::c_int, argument: u64, argument3: u64) -> Result<i32, 
     check(unsafe { libc::prctl(option, second, third, 0, 0) }.into()).map(|value| value as i32)
 }
 
+/// `PR_SET_NAME`: the thread's name, cut at 15 bytes.
+pub fn set_name(name: &CStr) -> Result<(), Errno> {
+    // SAFETY: `name` is NUL-terminated.
+    check(unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) }.into()).map(drop)
+}
+
 /// Drops every capability from the bounding set that is not in `keep` (bit = capability number).
 pub fn drop_bounding(keep: u64) -> Result<(), Errno> {
     for capability in 0..64 {

@@ -1,0 +1,57 @@
+//! The last steps: limits, working directory, ids, capabilities.
+//!
+//! The order is forced: limits and the missing working directory need privilege; the bounding set goes before the
+//! ids, because dropping needs CAP_SETPCAP; the permitted set is kept across the change of ids (KEEPCAPS) and cut
+//! down after it; ambient capabilities need permitted and inheritable ones (capabilities(7)).
+
+use super::{Failure, Step, Voice};
+use crate::launch::prepare::Task;
+use crisp_sys::Errno;
+use crisp_sys::raw::{path, process};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Becomes who the plan says, in the directory it says.
+pub(crate) fn assume(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
+    for (limit, index) in task.rlimits.iter().zip(0..) {
+        voice.at(Step::Rlimit, index, || process::set_rlimit(limit.resource, limit.soft, limit.hard))?;
+    }
+    voice.step(Step::WorkingDirectory, || make_working_directory(task))?;
+    let caps = &task.capabilities;
+    voice.step(Step::BoundingSet, || process::drop_bounding(caps.bounding))?;
+    voice.step(Step::Groups, || process::setgroups(&task.groups))?;
+    voice.step(Step::Gid, || process::setresgid(task.gid))?;
+    voice.step(Step::Uid, || {
+        process::prctl(libc::PR_SET_KEEPCAPS, 1, 0)?;
+        process::setresuid(task.uid)
+    })?;
+    voice.step(Step::Capabilities, || {
+        process::capset(caps.effective, caps.permitted, caps.inheritable)?;
+        // An unprivileged monitor's own ambient set would survive; root's is empty, and this is one call.
+        process::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0).map(drop)
+    })?;
+    voice.step(Step::Ambient, || process::raise_ambient(caps.ambient))?;
+    if task.no_new_privs {
+        voice.step(Step::NoNewPrivs, || process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop))?;
+    }
+    process::umask(task.umask);
+    voice.step(Step::WorkingDirectory, || enter_working_directory(task))
+}
+
+fn root() -> Result<OwnedFd, Errno> {
+    process::open(c"/", libc::O_PATH | libc::O_DIRECTORY)
+}
+
+/// With the privileges of root: a working directory that is missing is made, as every runtime does.
+fn make_working_directory(task: &Task) -> Result<(), Errno> {
+    let root = root()?;
+    path::mkdir_all(root.as_fd(), task.cwd.to_bytes(), 0o755).map(drop)
+}
+
+/// As the user: no permission, no start. Magic links are refused, and the result is checked, so that no descriptor
+/// of the host can become the working directory (CVE-2024-21626).
+fn enter_working_directory(task: &Task) -> Result<(), Errno> {
+    let root = root()?;
+    let dir = path::open_in_root(root.as_fd(), &task.cwd, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+    path::fchdir(dir.as_fd())?;
+    if path::cwd_is_inside_root()? { Ok(()) } else { Err(Errno::EXDEV) }
+}

@@ -1,0 +1,81 @@
+//! The first process of a shared PID namespace: reaps what is orphaned there and does nothing else.
+//!
+//! Every container of the pod sees it as PID 1, so it must have nothing to show: an empty read-only root, no
+//! descriptors, no capabilities, uid 65534, not dumpable. A holder with the host's root would hand that out
+//! through /proc/1/root.
+
+#![expect(unsafe_code, reason = "closing all descriptors is outside of Rust's ownership")]
+
+use super::{Failure, Step, Voice, encode, ops};
+use crisp_sys::Errno;
+use crisp_sys::raw::mount::{self, MountAttributes};
+use crisp_sys::raw::{path, process};
+use std::os::fd::AsFd;
+
+/// The unprivileged user: `nobody`.
+const NOBODY: u32 = 65534;
+
+/// Runs in the child: returns never.
+pub(crate) fn run(voice: &Voice<'_>, oom_score_adj: i32) -> ! {
+    if let Err(failure) = prepare(voice, oom_score_adj) {
+        voice.fail(failure);
+    }
+    let _unheard = path::write(voice.control, &encode(Step::Waiting, 0, 0));
+    // SAFETY: nothing below uses a descriptor, and this process ends without dropping one.
+    if unsafe { process::close_range(0, u32::MAX) }.is_err() {
+        process::exit_now(1);
+    }
+    reap_forever()
+}
+
+fn prepare(voice: &Voice<'_>, oom_score_adj: i32) -> Result<(), Failure> {
+    super::reset(voice)?;
+    voice.step(Step::OomScore, || super::oom_score_adj(oom_score_adj))?;
+    voice.step(Step::Namespaces, || {
+        process::unshare(libc::CLONE_NEWCGROUP)?;
+        enter_empty_root()
+    })?;
+    voice.step(Step::BoundingSet, || process::drop_bounding(0))?;
+    voice.step(Step::Groups, || process::setgroups(&[]))?;
+    voice.step(Step::Gid, || process::setresgid(NOBODY))?;
+    // Without KEEPCAPS the change of uid takes all capabilities along.
+    voice.step(Step::Uid, || process::setresuid(NOBODY))?;
+    voice.step(Step::Capabilities, || {
+        process::capset(0, 0, 0)?;
+        process::prctl(libc::PR_SET_DUMPABLE, 0, 0)?;
+        process::set_name(c"crisp-init")
+    })?;
+    voice.step(Step::NoNewPrivs, || process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop))
+}
+
+fn enter_empty_root() -> Result<(), Errno> {
+    mount::mount(None, c"/", None, libc::MS_PRIVATE | libc::MS_REC, None)?;
+    let fs = mount::fsopen(c"tmpfs")?;
+    mount::fsconfig_string(fs.as_fd(), c"size", c"4k")?;
+    mount::fsconfig_string(fs.as_fd(), c"mode", c"0555")?;
+    mount::fsconfig_create(fs.as_fd())?;
+    let strict = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_NODEV;
+    let root = mount::fsmount(fs.as_fd(), strict)?;
+    let readonly = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
+    mount::mount_setattr(root.as_fd(), false, &readonly)?;
+    // Any directory will do for the moment before the pivot; this one exists wherever a monitor can run.
+    mount::move_mount_to(root.as_fd(), c"/proc")?;
+    ops::enter(root.as_fd())
+}
+
+/// Ends when the monitor asks for it: SIGTERM or SIGINT from outside of the namespace (si_pid 0). The same from a
+/// container is ignored, or one container could take the whole pod down.
+fn reap_forever() -> ! {
+    let bit = |signal: i32| 1u64 << (signal - 1);
+    let mask = bit(libc::SIGCHLD) | bit(libc::SIGTERM) | bit(libc::SIGINT);
+    // All signals have stayed blocked since before the clone: none is lost between two rounds.
+    loop {
+        // Several deaths may share one signal, so every signal empties the queue of the dead.
+        while matches!(process::reap_any(), Ok(true)) {}
+        match process::wait_signal(mask) {
+            Ok(caught) if caught.signal == libc::SIGCHLD => {}
+            Ok(caught) if caught.code == libc::SI_USER && caught.pid == 0 => process::exit_now(0),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}

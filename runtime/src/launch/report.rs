@@ -1,0 +1,195 @@
+//! What a child says about itself, in words.
+//!
+//! Must not know: how the child does its work.
+
+use crate::error::LaunchError;
+use crate::init::{self, RECORD, Step};
+use crate::plan::Plan;
+use crisp_sys::memory::SharedWord;
+use crisp_sys::process::{Cloned, Exited, Wait};
+use crisp_sys::{Errno, SysError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// A child on its way to its program.
+///
+/// Dropping it neither kills nor reaps: the owner of a child waits for it through `pidfd`. A child that waits for
+/// [`Child::go`] ends when its `report` is closed.
+#[derive(Debug)]
+pub struct Child {
+    /// Its pid in the caller's PID namespace.
+    pub pid: i32,
+    /// Its start time in clock ticks since boot.
+    pub start_ticks: u64,
+    /// A pidfd for it: readable once it has ended.
+    pub pidfd: OwnedFd,
+    /// Readable when there is something for [`Child::read_report`]. Non-blocking. Close it after the last report.
+    pub report: OwnedFd,
+    progress: SharedWord,
+    role: Role,
+}
+
+/// What the child is to become.
+#[derive(Debug)]
+pub(super) enum Role {
+    Program(Arc<Plan>),
+    PodInit,
+}
+
+/// News of a child.
+#[derive(Debug)]
+pub enum Report {
+    /// Everything is set up; it waits for [`Child::go`].
+    Ready,
+    /// `execve` has succeeded (or, for a pod's init: all it had is closed). The last report.
+    Executed,
+    /// It could not be started. The last report; the child has ended and wants to be reaped.
+    Failed(LaunchError),
+}
+
+impl Child {
+    pub(super) fn new(
+        cloned: Cloned,
+        report: OwnedFd,
+        progress: SharedWord,
+        role: Role,
+    ) -> Result<Self, LaunchError> {
+        let made = || -> Result<u64, SysError> {
+            crisp_sys::fd::set_nonblocking(&report, true)?;
+            // Nobody has reaped it: even if it has ended, its entry in /proc is there.
+            Ok(crisp_sys::process::stat(cloned.pid)?.start_ticks)
+        };
+        match made() {
+            Ok(start_ticks) => {
+                let Cloned { pid, pidfd } = cloned;
+                Ok(Self { pid, start_ticks, pidfd, report, progress, role })
+            }
+            Err(error) => {
+                crisp_sys::process::pidfd_send_signal(&cloned.pidfd, libc::SIGKILL)?;
+                crisp_sys::process::waitid(&cloned.pidfd, Wait::Block)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Lets a child that is [`Report::Ready`] execute its program.
+    ///
+    /// # Errors
+    /// [`LaunchError::Died`] when it has ended.
+    pub fn go(&mut self) -> Result<(), LaunchError> {
+        match crisp_sys::socket::sendmsg(&self.report, &[1], &[]) {
+            Err(error) if matches!(error.errno, Errno::EPIPE | Errno::ECONNRESET) => Err(self.died()),
+            answer => Ok(answer?),
+        }
+    }
+
+    /// The next report; `None`: nothing yet. To be called before the child is reaped: whether a child that has
+    /// ended had executed its program is told by its remains in /proc.
+    ///
+    /// # Errors
+    /// [`LaunchError::Sys`] when the socket cannot be read.
+    pub fn read_report(&mut self) -> Result<Option<Report>, LaunchError> {
+        let mut record = [0; RECORD];
+        let length = match crisp_sys::raw::path::read(self.report.as_fd(), &mut record) {
+            Err(Errno::EAGAIN) => return Ok(None),
+            // The child ended without having read the word to go.
+            Err(Errno::ECONNRESET) => 0,
+            answer => answer.map_err(|errno| SysError::new("read", "report", errno))?,
+        };
+        if length == 0 {
+            return Ok(Some(if self.has_executed() {
+                Report::Executed
+            } else {
+                Report::Failed(self.died())
+            }));
+        }
+        let report = match init::decode(record).filter(|_| length == RECORD) {
+            Some((Step::Waiting, _, 0)) => Report::Ready,
+            Some((step, index, errno)) => Report::Failed(self.failure(step, index, Errno::from_raw(errno))),
+            None => Report::Failed(LaunchError::Plan("a report of the child makes no sense")),
+        };
+        Ok(Some(report))
+    }
+
+    /// Whether the end of the report came from `execve` and not from death.
+    fn has_executed(&self) -> bool {
+        match crisp_sys::process::waitid(&self.pidfd, Wait::Peek) {
+            // Alive with its end of the socket closed: it has executed, or is a pod's init at work.
+            Ok(None) => true,
+            // It has ended since, and was not reaped: the kernel still knows whether it ever executed.
+            Ok(Some(_)) => crisp_sys::process::stat(self.pid).is_ok_and(|stat| !stat.never_executed()),
+            // Reaped by somebody else: all that is left is how far it said it was.
+            Err(_) => self.step().0 == Step::Execute,
+        }
+    }
+
+    fn step(&self) -> (Step, u16) {
+        let word = self.progress.get();
+        (Step::from_number((word >> 16) as u16).unwrap_or(Step::Born), (word & 0xffff) as u16)
+    }
+
+    fn died(&self) -> LaunchError {
+        let (step, index) = self.step();
+        let how: Option<Exited> = crisp_sys::process::waitid(&self.pidfd, Wait::Peek).ok().flatten();
+        LaunchError::Died { what: self.describe(step, index), how }
+    }
+
+    fn failure(&self, step: Step, index: u16, errno: Errno) -> LaunchError {
+        if let (Step::Execute, Role::Program(plan)) = (step, &self.role) {
+            let program = plan.process.as_ref().and_then(|process| process.args.first());
+            let program = String::from_utf8_lossy(program.map_or(&[], Vec::as_slice)).into_owned();
+            return LaunchError::Program { program, errno };
+        }
+        LaunchError::Child { step, what: self.describe(step, index), errno }
+    }
+
+    /// A step with its object.
+    fn describe(&self, step: Step, index: u16) -> String {
+        let Role::Program(plan) = &self.role else { return format!("pod init: {}", name(step)) };
+        let process = plan.process.as_ref();
+        let limit = || process.and_then(|process| process.rlimits.get(usize::from(index)));
+        match step {
+            Step::Operation => plan
+                .ops
+                .get(usize::from(index))
+                .and_then(|op| op.kind.as_ref())
+                .map_or_else(|| format!("operation {index}"), ToString::to_string),
+            Step::Rlimit => limit().map_or_else(
+                || "set resource limit".to_owned(),
+                |limit| format!("set resource limit {}: {}:{}", limit.resource, limit.soft, limit.hard),
+            ),
+            Step::WorkingDirectory => {
+                format!("working directory {}", process.map_or("", |process| process.cwd.as_str()))
+            }
+            Step::OomScore => format!(
+                "oom_score_adj {}",
+                process.and_then(|process| process.oom_score_adj).unwrap_or_default()
+            ),
+            Step::Uid => format!("set user id {}", process.map_or(0, |process| process.uid)),
+            Step::Gid => format!("set group id {}", process.map_or(0, |process| process.gid)),
+            other => name(other).to_owned(),
+        }
+    }
+}
+
+fn name(step: Step) -> &'static str {
+    match step {
+        Step::Born => "begin",
+        Step::Reset => "reset signals, session and keyring",
+        Step::OomScore => "oom_score_adj",
+        Step::Descriptors => "set up descriptors",
+        Step::Namespaces => "enter namespaces",
+        Step::Operation => "operation",
+        Step::Rlimit => "set resource limit",
+        Step::WorkingDirectory => "working directory",
+        Step::BoundingSet => "drop capabilities from the bounding set",
+        Step::Groups => "set supplementary groups",
+        Step::Gid => "set group id",
+        Step::Uid => "set user id",
+        Step::Capabilities => "set capabilities",
+        Step::Ambient => "raise ambient capabilities",
+        Step::NoNewPrivs => "set no_new_privs",
+        Step::Waiting => "wait for the start",
+        Step::Execute => "execute the program",
+    }
+}
