@@ -175,6 +175,53 @@ pub(crate) fn default_route(index: u32, gateway: IpAddr) -> Message {
     message(RouteNetlinkMessage::NewRoute(content), NLM_F_CREATE | NLM_F_EXCL)
 }
 
+/// Asks for the routes of each family, IPv4 first.
+pub(crate) fn list_routes() -> [Message; 2] {
+    [AddressFamily::Inet, AddressFamily::Inet6].map(|family| {
+        let mut content = RouteMessage::default();
+        content.header.address_family = family;
+        message(RouteNetlinkMessage::GetRoute(content), 0)
+    })
+}
+
+/// What an RTM_NEWROUTE says about a route, as far as it matters here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// Whether it is a unicast route of the main table to everywhere.
+    pub(crate) is_default: bool,
+    /// Index of the interface; a route over several has none here.
+    pub(crate) interface: Option<u32>,
+    /// The smaller is preferred.
+    pub(crate) metric: u32,
+}
+
+impl Route {
+    /// `None` for an answer that is no route.
+    pub(crate) fn parse(reply: &Reply) -> Option<Self> {
+        const RTM_NEWROUTE: u16 = 24;
+        const RTMSG: usize = 12;
+        const RTN_UNICAST: u8 = 1;
+        const RTA_OIF: u16 = 4;
+        const RTA_PRIORITY: u16 = 6;
+        // struct rtmsg: family, destination length, source length, tos, table, protocol, scope, type, flags.
+        let (header, attributes) = reply.payload.split_at_checked(RTMSG)?;
+        if reply.kind != RTM_NEWROUTE {
+            return None;
+        }
+        let is_default =
+            header[1] == 0 && header[4] == RouteHeader::RT_TABLE_MAIN && header[7] == RTN_UNICAST;
+        let mut route = Self { is_default, ..Self::default() };
+        for attribute in NlasIterator::new(attributes).flatten() {
+            match attribute.kind() {
+                RTA_OIF => route.interface = parse_u32(attribute.value()).ok(),
+                RTA_PRIORITY => route.metric = parse_u32(attribute.value()).unwrap_or_default(),
+                _ => {}
+            }
+        }
+        Some(route)
+    }
+}
+
 /// Counters of a link since it was made (`struct rtnl_link_stats64`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
@@ -218,6 +265,8 @@ pub(crate) struct Link {
     pub(crate) kind: Option<String>,
     /// Index of the bridge it is a port of.
     pub(crate) master: Option<u32>,
+    /// Bytes.
+    pub(crate) mtu: u32,
     pub(crate) counters: Counters,
 }
 
@@ -227,6 +276,7 @@ impl Link {
         const RTM_NEWLINK: u16 = 16;
         const IFINFOMSG: usize = 16;
         const IFLA_IFNAME: u16 = 3;
+        const IFLA_MTU: u16 = 4;
         const IFLA_MASTER: u16 = 10;
         const IFLA_LINKINFO: u16 = 18;
         const IFLA_IFALIAS: u16 = 20;
@@ -240,6 +290,7 @@ impl Link {
         for attribute in NlasIterator::new(reply.payload.get(IFINFOMSG..)?).flatten() {
             match attribute.kind() {
                 IFLA_IFNAME => link.name = text(attribute.value()),
+                IFLA_MTU => link.mtu = parse_u32(attribute.value()).unwrap_or_default(),
                 IFLA_MASTER => link.master = parse_u32(attribute.value()).ok(),
                 IFLA_IFALIAS => link.alias = Some(text(attribute.value())),
                 IFLA_STATS64 => link.counters = Counters::parse(attribute.value()),

@@ -18,6 +18,7 @@ mod attach;
 mod forwarding;
 mod nft;
 mod sockets;
+mod uplink;
 
 use std::net::IpAddr;
 
@@ -47,7 +48,8 @@ pub struct NetworkConfig {
     pub ipv4: Option<Ipv4Net>,
     /// IPv6 subnet; its first address is the gateway. `None`: no IPv6.
     pub ipv6: Option<Ipv6Net>,
-    /// MTU of the bridge and of both ends of every veth pair, bytes, 1280 to 65535. The kernel's 1500 when `None`.
+    /// MTU of the bridge and of both ends of every veth pair, bytes, 1280 to 65535. `None`: that of
+    /// the interface with the default route when the network is opened, 1500 when there is none.
     pub mtu: Option<u32>,
     /// Whether connections to outside the subnets get the host's address as their source.
     pub masquerade: bool,
@@ -177,12 +179,19 @@ impl Network {
     /// # Errors
     /// The configuration, the kernel's refusal, or nft's; what was made so far stays for the next attempt.
     pub fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
-        let config = checked(config)?;
+        let mut config = checked(config)?;
         let has_ipv6 = forwarding::has_ipv6();
         if let (Some(subnet), false) = (config.ipv6, has_ipv6) {
             return Err(NetworkError::NoIpv6 { subnet });
         }
         let sockets = Sockets::here()?;
+        if config.mtu.is_none() {
+            config.mtu = sockets.with(uplink::mtu)?.map_err(|source| NetworkError::Netlink {
+                doing: "look for the default route, whose MTU is wanted for",
+                object: config.bridge.clone(),
+                source,
+            })?;
+        }
         let bridge = sockets.with(|socket| ensure_bridge(socket, &config))??;
         forwarding::prepare_bridge(&config.bridge, has_ipv6, config.ipv6.is_some())?;
         let gateways = config.subnets().map(|subnet| {
@@ -195,7 +204,7 @@ impl Network {
         Ok(Self { config, bridge, has_ipv6, sockets })
     }
 
-    /// The configuration, subnets without host bits.
+    /// The configuration, subnets without host bits; the MTU is `Some` when one was given or found.
     pub fn config(&self) -> &NetworkConfig {
         &self.config
     }

@@ -145,7 +145,7 @@ fn pinned_namespaces_are_opened_again_until_they_are_unpinned() {
         drop(make(&request).unwrap());
         let mut again = reopen(&request.pins).unwrap();
         let stats = crisp_netns::stats::interface_stats(again.socket.as_mut().unwrap()).unwrap();
-        assert_eq!(stats, []);
+        assert!(stats.iter().all(|one| one.name != "eth0"));
         drop(again);
         unpin(&request.pins).unwrap();
         unpin(&request.pins).unwrap();
