@@ -5,9 +5,11 @@
 
 pub mod errno;
 pub mod fd;
+pub mod features;
 pub mod memory;
 pub mod mount;
 pub mod netlink;
+pub mod path;
 pub mod poll;
 pub mod process;
 pub mod raw;
