@@ -7,6 +7,10 @@
 //!
 //! Must not know: CRI, tokio, where files live.
 
+mod packet;
+
+pub use packet::WireError;
+
 /// Version of this protocol, exchanged in [`Hello`].
 pub const VERSION: u32 = 1;
 /// Largest packet, in bytes. The kernel refuses packets of about 213 kB; plans travel as sealed memfds instead.
@@ -313,4 +317,7 @@ pub struct ContainerState {
     /// How it ended, if it has.
     #[prost(message, optional, tag = "4")]
     pub exit: Option<Exit>,
+    /// Log lines that could not be written (a full disk, a failing one).
+    #[prost(uint64, tag = "5")]
+    pub log_dropped: u64,
 }

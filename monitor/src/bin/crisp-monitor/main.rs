@@ -1,2 +1,42 @@
-//! monitor
-fn main(){}
+//! `crisp-monitor`: one per pod, the parent of every process of its pod.
+//!
+//! Started by the daemon inside the pod's network, IPC and UTS namespaces with a listening `SOCK_SEQPACKET`
+//! socket as standard input; serves it until it is told to shut down, whatever becomes of the daemon. One
+//! thread, one epoll loop ([`pod`]); containers are born by `crisp_runtime::launch`.
+//!
+//! Must not know: CRI, images, where records live; must not log.
+
+mod cgroup;
+mod connection;
+mod container;
+mod log;
+mod pod;
+mod process;
+mod refusal;
+mod stdio;
+mod token;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+/// Started by hand, or wrongly.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let listener = match process::listener() {
+        Ok(listener) => listener,
+        Err(error) => {
+            // Standard error is /dev/null when the daemon started this; a person gets to read it.
+            let _ = writeln!(std::io::stderr(), "crisp-monitor: {error} (it is started by `crisp serve`)");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let served = process::settle(&listener)
+        .map_err(|_| ())
+        .and_then(|()| pod::Pod::new(listener).map_err(|_| ()))
+        .and_then(|mut pod| pod.run().map_err(|_| ()));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(()) => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,142 @@
+//! One container: what is kept of it, and the phases it goes through.
+//!
+//! ```text
+//! Preparing -> Created -> Starting -> Running -> Draining -> Ended
+//!     |           |           |                     ^
+//!     |           +-----------+---------------------+   killed before its program ran, or program not there
+//!     +-> forgotten                                     preparation went wrong: as if it had never been
+//! ```
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use crisp_monitor::wire::{ContainerState, Exit, Failure, Pid, PidNamespace};
+use crisp_runtime::launch::Child;
+
+use crate::cgroup::CgroupEvents;
+use crate::log::{ContainerLog, Stream};
+
+/// Who waits for an answer: a connection and its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asker {
+    /// Serial number of the connection.
+    pub(crate) connection: u64,
+    /// The request's id.
+    pub(crate) request: u64,
+}
+
+/// See the module's diagram.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Cloned, executing its plan.
+    Preparing(Asker),
+    /// Only `execve` is missing.
+    Created,
+    /// Was told to execute its program.
+    Starting(Asker),
+    /// Executes its program.
+    Running,
+    /// Its first process was reaped; its output and its cgroup are not empty yet.
+    Draining {
+        /// When to stop waiting for them.
+        until: Instant,
+        /// The Start that waits for an answer, when the program never ran.
+        start: Option<Asker>,
+    },
+    /// All over and on record.
+    Ended,
+}
+
+impl Phase {
+    /// Whether the launch can still report.
+    pub(crate) fn is_launching(&self) -> bool {
+        matches!(self, Phase::Preparing(_) | Phase::Created | Phase::Starting(_))
+    }
+
+    /// For messages: "container x is ...".
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Phase::Preparing(_) => "being created",
+            Phase::Created => "created and not started",
+            Phase::Starting(_) => "being started",
+            Phase::Running => "running",
+            Phase::Draining { .. } => "ending",
+            Phase::Ended => "ended",
+        }
+    }
+}
+
+/// Descriptors of a container's output, and what waits for its input.
+#[derive(Debug)]
+pub(crate) struct Pipes {
+    /// Kept open so that the container sees no end of file; closed when it ends.
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+}
+
+impl Pipes {
+    pub(crate) fn of(&mut self, stream: Stream) -> &mut Option<OwnedFd> {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+}
+
+/// How the first process ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    pub(crate) code: i32,
+    pub(crate) nanos: i64,
+    pub(crate) oom_killed: bool,
+}
+
+/// What the kernel keeps for a container that has not ended.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) child: Child,
+    pub(crate) cgroup: OwnedFd,
+    pub(crate) cgroup_events: Option<CgroupEvents>,
+    pub(crate) record: OwnedFd,
+    pub(crate) pipes: Pipes,
+    pub(crate) log: ContainerLog,
+    /// OOM kills of the cgroup when the container was created.
+    pub(crate) oom_kills: u64,
+    /// What the launch said went wrong.
+    pub(crate) failure: Option<Failure>,
+    /// Set when the first process was reaped.
+    pub(crate) end: Option<End>,
+}
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) phase: Phase,
+    pub(crate) pid: Pid,
+    pub(crate) pid_namespace: PidNamespace,
+    /// For look-ups in its file system by whoever restarts the daemon; until Remove.
+    pub(crate) root: OwnedFd,
+    /// Nanoseconds since the epoch; 0: not started.
+    pub(crate) started_nanos: i64,
+    /// `None` once ended.
+    pub(crate) life: Option<Life>,
+    pub(crate) exit: Option<Exit>,
+    pub(crate) log_dropped: u64,
+    /// A Remove that waits for the end.
+    pub(crate) remove: Option<Asker>,
+}
+
+impl Container {
+    /// As the daemon gets to see it.
+    pub(crate) fn state(&self) -> ContainerState {
+        ContainerState {
+            container: self.id.clone(),
+            pid: Some(self.pid),
+            started_nanos: self.started_nanos,
+            exit: self.exit.clone(),
+            log_dropped: self.life.as_ref().map_or(self.log_dropped, |life| life.log.dropped()),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What a daemon asks for. Every request gets exactly one answer: now, or when the kernel has said the rest.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use crisp_monitor::wire::{
+    Body, Call, ContainerRef, Done, Failure, FailureKind, PodState, Request, Shutdown, Signal, VERSION,
+    WireError,
+};
+use crisp_sys::process;
+
+use super::{Pod, pid_of};
+use crate::cgroup;
+use crate::container::{Asker, Phase};
+use crate::refusal::{self, internal, refuse};
+
+/// An answer that is known at once.
+pub(super) struct Answer {
+    pub(super) body: Body,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+impl Answer {
+    pub(super) fn of(body: Body) -> Option<Self> {
+        Some(Answer { body, fds: Vec::new() })
+    }
+
+    fn done() -> Option<Self> {
+        Answer::of(Body::Done(Done {}))
+    }
+}
+
+/// `Ok(None)`: the answer follows later.
+pub(super) type Served = Result<Option<Answer>, Failure>;
+
+impl Pod {
+    pub(super) fn on_request(
+        &mut self,
+        connection: u64,
+        request: Result<Request, WireError>,
+        fds: Vec<OwnedFd>,
+    ) {
+        let (id, served) = match request {
+            Ok(Request { id, call: Some(call) }) => {
+                (id, self.serve(Asker { connection, request: id }, call, fds))
+            }
+            Err(WireError::Unknown { id }) | Ok(Request { id, call: None }) => {
+                let text = format!("request {id}: a call that protocol version {VERSION} does not know");
+                (id, Err(refuse(FailureKind::Invalid, text)))
+            }
+            // Without an id there is nobody to answer: the peer does not speak this protocol.
+            Err(WireError::Malformed(_) | WireError::TooLarge { .. }) => {
+                return self.forget_connection(connection);
+            }
+        };
+        let asker = Asker { connection, request: id };
+        match served {
+            Ok(Some(answer)) => self.reply(asker, answer.body, answer.fds),
+            Ok(None) => {}
+            Err(failure) => self.refuse(asker, failure),
+        }
+    }
+
+    fn serve(&mut self, asker: Asker, call: Call, fds: Vec<OwnedFd>) -> Served {
+        match call {
+            Call::Hello(_) => Ok(self.hello(asker)),
+            Call::StartInit(call) => self.start_init(asker, call.oom_score_adj, fds),
+            Call::Create(call) => self.create(asker, call, fds),
+            Call::Start(ContainerRef { container }) => self.start(asker, &container),
+            Call::Signal(call) => self.signal(&call),
+            Call::Exec(call) => self.exec(asker, call, fds),
+            Call::ReopenLog(ContainerRef { container }) => self.reopen_log(&container),
+            Call::Remove(ContainerRef { container }) => self.remove(asker, &container),
+            Call::Shutdown(call) => self.shutdown(asker, call),
+            Call::RootFd(ContainerRef { container }) => self.root_fd(&container),
+        }
+    }
+
+    fn hello(&mut self, asker: Asker) -> Option<Answer> {
+        if let Some(connection) = self.connections.get_mut(&asker.connection) {
+            connection.subscribed = true;
+        }
+        Answer::of(Body::Pod(PodState {
+            version: VERSION,
+            pid: nix::unistd::getpid().as_raw(),
+            init: self.init.as_ref().filter(|init| init.asker.is_none()).map(|init| pid_of(&init.child)),
+            containers: self.containers.values().map(|container| container.state()).collect(),
+        }))
+    }
+
+    fn start(&mut self, asker: Asker, id: &str) -> Served {
+        self.refuse_when_ending()?;
+        let serial = self.find(id)?;
+        let Some(container) = self.containers.get_mut(&serial) else { return Ok(None) };
+        let (Phase::Created, None, Some(life)) = (&container.phase, container.remove, &mut container.life)
+        else {
+            return Err(wrong_phase(id, &container.phase, "start"));
+        };
+        life.child.go().map_err(|error| refusal::launch(&error))?;
+        container.phase = Phase::Starting(asker);
+        Ok(None)
+    }
+
+    fn signal(&mut self, call: &Signal) -> Served {
+        let id = &call.container;
+        let serial = self.find(id)?;
+        if !(1..=64).contains(&call.signal) {
+            let text = format!("signal container {id}: {} is no signal number", call.signal);
+            return Err(refuse(FailureKind::Invalid, text));
+        }
+        // A first process that was reaped has ended: nothing to do.
+        let life = self.containers.get(&serial).and_then(|container| container.life.as_ref());
+        let Some(life) = life.filter(|life| life.end.is_none()) else { return Ok(Answer::done()) };
+        match process::pidfd_send_signal(life.child.pidfd.as_fd(), call.signal) {
+            Ok(()) => Ok(Answer::done()),
+            Err(error) if error.errno == nix::errno::Errno::ESRCH => Ok(Answer::done()),
+            Err(error) => Err(internal(format!("signal container {id}"), error.errno)),
+        }
+    }
+
+    fn reopen_log(&mut self, id: &str) -> Served {
+        let serial = self.find(id)?;
+        let Some(container) = self.containers.get_mut(&serial) else { return Ok(None) };
+        let (Phase::Running, Some(life)) = (&container.phase, &mut container.life) else {
+            return Err(wrong_phase(id, &container.phase, "reopen the log"));
+        };
+        life.log.reopen().map_err(|error| refusal::log(&error))?;
+        Ok(Answer::done())
+    }
+
+    fn remove(&mut self, asker: Asker, id: &str) -> Served {
+        let serial = self.find(id)?;
+        let Some(container) = self.containers.get_mut(&serial) else { return Ok(None) };
+        match (&container.phase, &container.life) {
+            (Phase::Ended, _) => {
+                self.containers.remove(&serial);
+                Ok(Answer::done())
+            }
+            (Phase::Preparing(_) | Phase::Created, Some(life)) if container.remove.is_none() => {
+                // The pidfd for the process itself, the cgroup for what it may have made.
+                let killed = process::pidfd_send_signal(life.child.pidfd.as_fd(), libc::SIGKILL);
+                let _ = cgroup::kill(life.cgroup.as_fd());
+                if let Err(error) = killed
+                    && error.errno != nix::errno::Errno::ESRCH
+                {
+                    return Err(internal(format!("remove container {id}: kill"), error.errno));
+                }
+                container.remove = Some(asker);
+                Ok(None)
+            }
+            (phase, _) => Err(wrong_phase(id, phase, "remove")),
+        }
+    }
+
+    fn shutdown(&mut self, asker: Asker, call: Shutdown) -> Served {
+        self.refuse_when_ending()?;
+        for container in self.containers.values() {
+            let Some(life) = &container.life else { continue };
+            if !call.kill {
+                return Err(wrong_phase(&container.id, &container.phase, "shut down"));
+            }
+            let _ = process::pidfd_send_signal(life.child.pidfd.as_fd(), libc::SIGKILL);
+            let _ = cgroup::kill(life.cgroup.as_fd());
+        }
+        for exec in self.execs.values() {
+            let _ = process::pidfd_send_signal(exec.child.pidfd.as_fd(), libc::SIGKILL);
+        }
+        // Whatever is left in the pod's PID namespace dies with its init.
+        if let Some(init) = &self.init {
+            let _ = process::pidfd_send_signal(init.child.pidfd.as_fd(), libc::SIGKILL);
+        }
+        self.ending = Some(asker);
+        Ok(None)
+    }
+
+    fn root_fd(&mut self, id: &str) -> Served {
+        let serial = self.find(id)?;
+        let Some(container) = self.containers.get(&serial) else { return Ok(None) };
+        let root = container.root.try_clone().map_err(|error| {
+            let errno = nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or_default());
+            internal(format!("root of container {id}: duplicate"), errno)
+        })?;
+        Ok(Some(Answer { body: Body::Done(Done {}), fds: vec![root] }))
+    }
+
+    pub(super) fn refuse_when_ending(&self) -> Result<(), Failure> {
+        match self.ending {
+            Some(_) => Err(refuse(FailureKind::Precondition, "the pod's monitor is shutting down")),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) fn wrong_phase(id: &str, phase: &Phase, what: &str) -> Failure {
+    refuse(FailureKind::Precondition, format!("{what}: container {id} is {}", phase.name()))
+}

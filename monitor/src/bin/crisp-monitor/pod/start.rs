@@ -1,0 +1,195 @@
+//! Starting things: the pod's init, a container up to its `execve`, an exec'd process.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use crisp_monitor::wire::{Create, Exec, Failure, FailureKind, PidNamespace};
+use crisp_runtime::launch::{self, Child, PidNs, Prepared, Stdio};
+use crisp_sys::process::{self, Wait};
+
+use super::request::{Served, wrong_phase};
+use super::{ExecProcess, Init, Pod, pid_of, sys_failure};
+use crate::cgroup;
+use crate::container::{Asker, Container, Life, Phase};
+use crate::log::ContainerLog;
+use crate::refusal::{self, refuse};
+use crate::stdio;
+use crate::token::Kind;
+
+/// Containers a pod may hold, ended ones included: their states must fit one packet.
+const CONTAINERS_MAX: usize = 250;
+/// Longest line limit a daemon can ask for; each stream may keep that much in memory.
+const LINE_BYTES_MAX: u32 = 1024 * 1024;
+const NAME_BYTES_MAX: usize = 64;
+
+impl Pod {
+    pub(super) fn start_init(&mut self, asker: Asker, oom_score_adj: i32, fds: Vec<OwnedFd>) -> Served {
+        self.refuse_when_ending()?;
+        if self.init.is_some() {
+            return Err(refuse(FailureKind::Exists, "the pod's init: started already"));
+        }
+        let [cgroup] = exactly(fds, "start init")?;
+        let child =
+            launch::pod_init(cgroup.as_fd(), oom_score_adj).map_err(|error| refusal::launch(&error))?;
+        let serial = self.serial();
+        self.watch_child(&child, Kind::InitPid, Kind::InitReport, serial)?;
+        self.init = Some(Init { serial, child, asker: Some(asker), failure: None });
+        Ok(None)
+    }
+
+    pub(super) fn create(&mut self, asker: Asker, call: Create, fds: Vec<OwnedFd>) -> Served {
+        self.refuse_when_ending()?;
+        let pid_namespace = self.check_create(&call)?;
+        let mut fds = fds.into_iter();
+        let (Some(plan), Some(cgroup), Some(record)) = (fds.next(), fds.next(), fds.next()) else {
+            return Err(refuse(
+                FailureKind::Invalid,
+                "create: a plan, a cgroup and an exit record must come along",
+            ));
+        };
+        let mounts: Vec<OwnedFd> = fds.collect();
+        let Some(Ok(root)) = mounts.first().map(OwnedFd::try_clone) else {
+            return Err(refuse(FailureKind::Invalid, "create: no root mount came along"));
+        };
+        let prepared = Prepared::decode(plan.as_fd(), mounts)
+            .map_err(|error| refuse(FailureKind::Invalid, refusal::chain(&error)))?;
+        let log = open_log(&call)?;
+        let (stdio, pipes) = stdio::container(call.stdin).map_err(|error| sys_failure("stdio", &error))?;
+        let oom_kills = cgroup::oom_kills(cgroup.as_fd());
+        let child = self.launch(&prepared, pid_namespace, &cgroup, stdio)?;
+
+        let serial = self.serial();
+        self.watch_child(&child, Kind::ContainerPid, Kind::ContainerReport, serial)?;
+        for (pipe, kind) in [(&pipes.stdout, Kind::Stdout), (&pipes.stderr, Kind::Stderr)] {
+            let Some(pipe) = pipe else { continue };
+            if let Err(error) = self.watch(pipe.as_fd(), kind, serial) {
+                give_up(&child);
+                return Err(sys_failure("watch the output", &error));
+            }
+        }
+        let pid = pid_of(&child);
+        let life = Life {
+            child,
+            cgroup,
+            cgroup_events: None,
+            record,
+            pipes,
+            log,
+            oom_kills,
+            failure: None,
+            end: None,
+        };
+        let container = Container {
+            id: call.container,
+            phase: Phase::Preparing(asker),
+            pid,
+            pid_namespace,
+            root,
+            started_nanos: 0,
+            life: Some(life),
+            exit: None,
+            log_dropped: 0,
+            remove: None,
+        };
+        self.containers.insert(serial, container);
+        Ok(None)
+    }
+
+    fn check_create(&self, call: &Create) -> Result<PidNamespace, Failure> {
+        check_name("container", &call.container)?;
+        if self.find(&call.container).is_ok() {
+            let text = format!("container {}: created already", call.container);
+            return Err(refuse(FailureKind::Exists, text));
+        }
+        if self.containers.len() >= CONTAINERS_MAX {
+            let text = format!("the pod holds {CONTAINERS_MAX} containers: remove ended ones first");
+            return Err(refuse(FailureKind::Precondition, text));
+        }
+        if call.log_line_bytes > LINE_BYTES_MAX {
+            let text = format!("log_line_bytes {}: at most {LINE_BYTES_MAX}", call.log_line_bytes);
+            return Err(refuse(FailureKind::Invalid, text));
+        }
+        PidNamespace::try_from(call.pid).map_err(|_| {
+            refuse(FailureKind::Invalid, format!("pid {}: not a PID namespace that is known", call.pid))
+        })
+    }
+
+    fn launch(
+        &self,
+        prepared: &Prepared,
+        pid_namespace: PidNamespace,
+        cgroup: &OwnedFd,
+        stdio: Stdio,
+    ) -> Result<Child, Failure> {
+        let target = match (pid_namespace, &self.init) {
+            (PidNamespace::Own, _) => PidNs::Own,
+            (PidNamespace::Host, _) => PidNs::Host,
+            (PidNamespace::Pod, Some(init)) if init.asker.is_none() => PidNs::Join(init.child.pidfd.as_fd()),
+            (PidNamespace::Pod, _) => {
+                return Err(refuse(FailureKind::Precondition, "the pod's shared PID namespace has no init"));
+            }
+        };
+        launch::start(prepared, target, cgroup.as_fd(), stdio).map_err(|error| refusal::launch(&error))
+    }
+
+    pub(super) fn exec(&mut self, asker: Asker, call: Exec, fds: Vec<OwnedFd>) -> Served {
+        self.refuse_when_ending()?;
+        check_name("exec", &call.exec)?;
+        if self.execs.values().any(|exec| exec.name == call.exec) {
+            return Err(refuse(FailureKind::Exists, format!("exec {}: runs already", call.exec)));
+        }
+        let container = self.find(&call.container)?;
+        let Some(container) = self.containers.get(&container) else { return Ok(None) };
+        let (Phase::Running, Some(life)) = (&container.phase, &container.life) else {
+            return Err(wrong_phase(&call.container, &container.phase, "exec"));
+        };
+        let [plan, cgroup, stdin, stdout, stderr] = exactly(fds, "exec")?;
+        let prepared = Prepared::decode(plan.as_fd(), Vec::new())
+            .map_err(|error| refuse(FailureKind::Invalid, refusal::chain(&error)))?;
+        let stdio = Stdio { stdin, stdout, stderr };
+        let child = launch::exec(&prepared, life.child.pidfd.as_fd(), cgroup.as_fd(), stdio)
+            .map_err(|error| refusal::launch(&error))?;
+        let serial = self.serial();
+        self.watch_child(&child, Kind::ExecPid, Kind::ExecReport, serial)?;
+        self.execs.insert(serial, ExecProcess { name: call.exec, child, asker: Some(asker), failure: None });
+        Ok(None)
+    }
+
+    /// Waits for a child's reports and its end; one that cannot be watched is killed and reaped.
+    fn watch_child(&self, child: &Child, pid: Kind, report: Kind, serial: u64) -> Result<(), Failure> {
+        let watched = self
+            .watch(child.report.as_fd(), report, serial)
+            .and_then(|()| self.watch(child.pidfd.as_fd(), pid, serial));
+        watched.map_err(|error| {
+            give_up(child);
+            sys_failure("watch the process", &error)
+        })
+    }
+}
+
+/// Kills and reaps a child that nobody will hear of; SIGKILL makes the wait short.
+fn give_up(child: &Child) {
+    let _ = process::pidfd_send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+    let _ = process::waitid(child.pidfd.as_fd(), Wait::Block);
+}
+
+fn open_log(call: &Create) -> Result<ContainerLog, Failure> {
+    let limit = call.log_line_bytes as usize;
+    ContainerLog::open(Path::new(&call.log_dir), Path::new(&call.log_path), limit)
+        .map_err(|error| refusal::log(&error))
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), Failure> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
+        let text = format!("{what} name: 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes or underscores");
+        return Err(refuse(FailureKind::Invalid, text));
+    }
+    Ok(())
+}
+
+fn exactly<const N: usize>(fds: Vec<OwnedFd>, what: &str) -> Result<[OwnedFd; N], Failure> {
+    let came = fds.len();
+    fds.try_into()
+        .map_err(|_| refuse(FailureKind::Invalid, format!("{what}: {came} descriptors came along, not {N}")))
+}

@@ -1,0 +1,478 @@
+//! One monitor under test: started as the daemon starts it, in private namespaces, with a busybox root and
+//! cgroups of its own; everything is taken away again when it is dropped.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crisp_monitor::client::{Client, ClientError};
+use crisp_monitor::record;
+use crisp_monitor::wire::{
+    Body, Call, ContainerRef, Create, Exec, Exit, Failure, FailureKind, Hello, Pid, PidNamespace, PodState,
+    Shutdown, Signal, StartInit,
+};
+use crisp_runtime::plan::{Capabilities, Device, Kind, NewMount, Op, Pivot, Plan, Process, RootMount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use prost::Message as _;
+
+/// Longest wait for something that has to happen; reached only when it does not.
+const PATIENCE: nix::sys::time::TimeVal = nix::sys::time::TimeVal::new(60, 0);
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A cgroup (controllers are not needed) that is killed and removed when dropped.
+pub(crate) struct Cgroup {
+    pub(crate) path: PathBuf,
+}
+
+impl Cgroup {
+    fn top() -> PathBuf {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+        let mount = line.expect("these tests need a cgroup2 mount").split(' ').nth(1).unwrap();
+        PathBuf::from(mount)
+    }
+
+    fn new(path: PathBuf) -> Self {
+        std::fs::create_dir(&path).unwrap();
+        Cgroup { path }
+    }
+
+    pub(crate) fn child(&self, name: &str) -> Cgroup {
+        Cgroup::new(self.path.join(name))
+    }
+
+    pub(crate) fn open(&self) -> OwnedFd {
+        File::open(&self.path).unwrap().into()
+    }
+
+    /// Waits until no process is left in it.
+    fn wait_empty(&self) {
+        let mut file = File::open(self.path.join("cgroup.events")).unwrap();
+        loop {
+            let mut text = String::new();
+            std::io::Seek::rewind(&mut file).unwrap();
+            file.read_to_string(&mut text).unwrap();
+            if text.contains("populated 0") {
+                return;
+            }
+            let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+            assert_ne!(
+                poll(&mut fds, PollTimeout::from(60_000u16)).unwrap(),
+                0,
+                "{:?} stays populated",
+                self.path
+            );
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if std::fs::write(self.path.join("cgroup.kill"), "1").is_ok() {
+            self.wait_empty();
+        }
+        remove_below(&self.path);
+    }
+}
+
+fn remove_below(path: &Path) {
+    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_below(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(path);
+}
+
+/// How to create a container.
+pub(crate) struct Spec {
+    pub(crate) script: String,
+    pub(crate) args: Vec<String>,
+    pub(crate) pid: PidNamespace,
+    pub(crate) stdin: bool,
+    pub(crate) line_bytes: u32,
+}
+
+impl Spec {
+    /// A container that runs `script` in busybox' shell.
+    pub(crate) fn sh(script: &str) -> Self {
+        Spec {
+            script: script.to_owned(),
+            args: Vec::new(),
+            pid: PidNamespace::Own,
+            stdin: false,
+            line_bytes: 0,
+        }
+    }
+
+    pub(crate) fn in_pid(mut self, pid: PidNamespace) -> Self {
+        self.pid = pid;
+        self
+    }
+
+    pub(crate) fn with_stdin(mut self) -> Self {
+        self.stdin = true;
+        self
+    }
+
+    fn args(&self) -> Vec<Vec<u8>> {
+        if self.args.is_empty() {
+            ["/bin/busybox", "sh", "-c", &self.script].map(|arg| arg.as_bytes().to_vec()).to_vec()
+        } else {
+            self.args.iter().map(|arg| arg.as_bytes().to_vec()).collect()
+        }
+    }
+}
+
+/// See the module.
+pub(crate) struct Pod {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) monitor: Child,
+}
+
+impl Pod {
+    pub(crate) fn start() -> Self {
+        Self::start_after("")
+    }
+
+    /// Starts a monitor; `preparation` is shell text run in its namespaces before, with `$DIR` set.
+    pub(crate) fn start_after(preparation: &str) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests need root");
+        let dir = tempfile::Builder::new().prefix("crisp-test-monitor-").tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["root/bin", "root/proc", "root/dev", "root/tmp", "staging", "logs", "records"] {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        std::fs::copy("/bin/busybox", dir.path().join("root/bin/busybox"))
+            .expect("these tests need Debian's busybox-static");
+        for applet in ["sh", "sleep", "cat", "echo", "seq", "kill", "true", "ls", "grep"] {
+            symlink("busybox", dir.path().join("root/bin").join(applet)).unwrap();
+        }
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("crisp-test-{}-{number}", std::process::id());
+        let cgroup = Cgroup::new(Cgroup::top().join(&name));
+        let listener = crisp_sys::socket::listen(&dir.path().join("socket"), 0o600, 16).unwrap();
+        let monitor = Command::new("unshare")
+            .args(["-m", "-n", "-i", "-u", "--propagation", "private", "/bin/sh", "-ec"])
+            .arg(format!("{preparation}\nexec \"$0\" pod-{name}"))
+            .arg(env!("CARGO_BIN_EXE_crisp-monitor"))
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("DIR", dir.path())
+            .current_dir(dir.path())
+            .stdin(Stdio::from(listener))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        Pod { dir, cgroup, monitor }
+    }
+
+    pub(crate) fn connect(&self) -> Client {
+        let client = Client::connect(&self.dir.path().join("socket")).unwrap();
+        nix::sys::socket::setsockopt(&client.as_fd(), nix::sys::socket::sockopt::ReceiveTimeout, &PATIENCE)
+            .unwrap();
+        client
+    }
+
+    /// A connection that has said Hello.
+    pub(crate) fn daemon(&self) -> Daemon<'_> {
+        let mut daemon = Daemon { pod: self, client: self.connect() };
+        assert_eq!(daemon.hello().version, crisp_monitor::wire::VERSION);
+        daemon
+    }
+
+    pub(crate) fn log_path(&self, id: &str) -> PathBuf {
+        self.dir.path().join("logs").join(id).join("0.log")
+    }
+
+    pub(crate) fn log(&self, id: &str) -> Vec<Line> {
+        parse_log(&std::fs::read(self.log_path(id)).unwrap())
+    }
+
+    pub(crate) fn record(&self, id: &str) -> Option<record::ExitRecord> {
+        record::read(&self.dir.path().join("records").join(id)).unwrap()
+    }
+
+    pub(crate) fn proc(&self, file: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{file}", self.monitor.id()))
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _ = self.monitor.kill();
+        let _ = self.monitor.wait();
+        // The containers and their cgroups go with the field `cgroup`.
+    }
+}
+
+/// A line of a CRI log.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Line {
+    pub(crate) stream: String,
+    pub(crate) tag: String,
+    pub(crate) content: Vec<u8>,
+}
+
+pub(crate) fn line(stream: &str, tag: &str, content: &str) -> Line {
+    Line { stream: stream.into(), tag: tag.into(), content: content.as_bytes().to_vec() }
+}
+
+/// Reads a log file; every line must be one of the CRI format.
+pub(crate) fn parse_log(bytes: &[u8]) -> Vec<Line> {
+    assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "the last line is not whole");
+    bytes
+        .split_inclusive(|byte| *byte == b'\n')
+        .map(|line| {
+            let mut parts = line[..line.len() - 1].splitn(4, |byte| *byte == b' ');
+            let mut text = || String::from_utf8(parts.next().expect("four fields").to_vec()).unwrap();
+            let (stamp, stream, tag) = (text(), text(), text());
+            assert_eq!((stamp.len(), &stamp[29..]), (30, "Z"), "timestamp {stamp}");
+            assert!(stream == "stdout" || stream == "stderr", "stream {stream}");
+            assert!(tag == "F" || tag == "P", "tag {tag}");
+            Line { stream, tag, content: parts.next().expect("four fields").to_vec() }
+        })
+        .collect()
+}
+
+/// What the program wrote to `stream`, put together again.
+pub(crate) fn written(lines: &[Line], stream: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    for line in lines.iter().filter(|line| line.stream == stream) {
+        out.extend_from_slice(&line.content);
+        if line.tag == "F" {
+            out.push(b'\n');
+        }
+    }
+    out
+}
+
+/// A daemon's connection to the pod's monitor.
+pub(crate) struct Daemon<'a> {
+    pub(crate) pod: &'a Pod,
+    pub(crate) client: Client,
+}
+
+impl Daemon<'_> {
+    pub(crate) fn hello(&mut self) -> PodState {
+        match self.call(Call::Hello(Hello { version: crisp_monitor::wire::VERSION }), &[]) {
+            (Body::Pod(state), _) => state,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn call(&mut self, call: Call, fds: &[BorrowedFd<'_>]) -> (Body, Vec<OwnedFd>) {
+        self.client.call(call, fds).unwrap()
+    }
+
+    pub(crate) fn refused(&mut self, call: Call, fds: &[BorrowedFd<'_>]) -> Failure {
+        match self.client.call(call, fds) {
+            Err(ClientError::Refused(failure)) => failure,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    pub(crate) fn expect_done(&mut self, call: Call) {
+        assert!(matches!(self.call(call, &[]), (Body::Done(_), _)));
+    }
+
+    /// Sends a Create; the answer is still to come.
+    pub(crate) fn send_create(&mut self, id: &str, spec: &Spec) -> u64 {
+        let (call, fds) = self.create_call(id, spec);
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        self.client.send(call, &fds).unwrap()
+    }
+
+    pub(crate) fn create_call(&mut self, id: &str, spec: &Spec) -> (Call, Vec<OwnedFd>) {
+        let dir = self.pod.dir.path();
+        let plan = container_plan(&dir.join("staging"), spec.args());
+        let plan = crisp_sys::fd::memfd_create_sealed("plan", &plan.encode_to_vec()).unwrap();
+        let cgroup = std::mem::ManuallyDrop::new(self.pod.cgroup.child(id)).open();
+        let record = record::create(&dir.join("records").join(id)).unwrap();
+        let call = Call::Create(Create {
+            container: id.to_owned(),
+            pid: spec.pid as i32,
+            log_dir: dir.join("logs").to_str().unwrap().to_owned(),
+            log_path: format!("{id}/0.log"),
+            log_line_bytes: spec.line_bytes,
+            stdin: spec.stdin,
+        });
+        (call, vec![plan, cgroup, record.into(), open_root(&dir.join("root"))])
+    }
+
+    pub(crate) fn create(&mut self, id: &str, spec: &Spec) -> Pid {
+        let request = self.send_create(id, spec);
+        match self.client.answer(request).unwrap() {
+            (Body::Created(pid), _) => pid,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn start(&mut self, id: &str) -> i64 {
+        match self.call(Call::Start(named(id)), &[]) {
+            (Body::Started(at), _) => at.nanos,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until `id`, whose Create was sent and is not answered yet, is there; then says Hello.
+    pub(crate) fn hello_after_answer(&mut self, request: u64) -> PodState {
+        assert!(matches!(self.client.answer(request), Ok((Body::Created(_), _))));
+        self.hello()
+    }
+
+    pub(crate) fn refused_create(&mut self, id: &str, spec: &Spec) -> Failure {
+        let request = self.send_create(id, spec);
+        match self.client.answer(request) {
+            Err(ClientError::Refused(failure)) => failure,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    pub(crate) fn refused_init(&mut self) -> Failure {
+        let cgroup = self.pod.cgroup.open();
+        self.refused(Call::StartInit(StartInit { oom_score_adj: 0 }), &[cgroup.as_fd()])
+    }
+
+    /// Creates and starts.
+    pub(crate) fn run(&mut self, id: &str, spec: &Spec) -> Pid {
+        let pid = self.create(id, spec);
+        self.start(id);
+        pid
+    }
+
+    /// Waits for the end of a container.
+    pub(crate) fn exited(&mut self, id: &str) -> Exit {
+        loop {
+            match self.client.event().unwrap() {
+                Body::Exited(exit) if exit.container == id => return exit,
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn signal(&mut self, id: &str, signal: i32) {
+        self.expect_done(Call::Signal(Signal { container: id.to_owned(), signal }));
+    }
+
+    pub(crate) fn remove(&mut self, id: &str) {
+        self.expect_done(Call::Remove(named(id)));
+    }
+
+    pub(crate) fn start_init(&mut self) -> Pid {
+        let cgroup = std::mem::ManuallyDrop::new(self.pod.cgroup.child("init")).open();
+        match self.call(Call::StartInit(StartInit { oom_score_adj: 0 }), &[cgroup.as_fd()]) {
+            (Body::Init(pid), _) => pid,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Runs a program in a container with pipes; the ends to read from: output, errors.
+    pub(crate) fn exec(
+        &mut self,
+        id: &str,
+        name: &str,
+        args: &[&str],
+    ) -> Result<(Pid, File, File), Box<Failure>> {
+        let cgroup_path = self.pod.cgroup.path.join(id).join(name);
+        std::fs::create_dir(&cgroup_path).unwrap();
+        let cgroup: OwnedFd = File::open(cgroup_path).unwrap().into();
+        let args = args.iter().map(|arg| arg.as_bytes().to_vec()).collect();
+        let plan = Plan { ops: Vec::new(), process: Some(process(args)), fds: 0, cgroup_namespace: false };
+        let plan = crisp_sys::fd::memfd_create_sealed("plan", &plan.encode_to_vec()).unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let (stdout, stdout_end) = crisp_sys::fd::pipe2(false).unwrap();
+        let (stderr, stderr_end) = crisp_sys::fd::pipe2(false).unwrap();
+        let call = Call::Exec(Exec { container: id.to_owned(), exec: name.to_owned() });
+        let fds = [plan.as_fd(), cgroup.as_fd(), null.as_fd(), stdout_end.as_fd(), stderr_end.as_fd()];
+        match self.client.call(call, &fds) {
+            Ok((Body::ExecStarted(pid), _)) => Ok((pid, stdout.into(), stderr.into())),
+            Err(ClientError::Refused(failure)) => Err(Box::new(failure)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn exec_exited(&mut self, name: &str) -> i32 {
+        loop {
+            match self.client.event().unwrap() {
+                Body::ExecExited(exit) if exit.exec == name => return exit.code,
+                _ => {}
+            }
+        }
+    }
+
+    pub(crate) fn shutdown(&mut self, kill: bool) {
+        self.expect_done(Call::Shutdown(Shutdown { kill }));
+    }
+}
+
+pub(crate) fn named(id: &str) -> ContainerRef {
+    ContainerRef { container: id.to_owned() }
+}
+
+pub(crate) fn is(failure: &Failure, kind: FailureKind) -> bool {
+    failure.kind == kind as i32
+}
+
+fn open_root(path: &Path) -> OwnedFd {
+    crisp_sys::mount::open_tree_clone(None, path, true).unwrap()
+}
+
+fn process(args: Vec<Vec<u8>>) -> Process {
+    // What container runtimes usually leave: a machine may lack others.
+    let usual = 0xa804_25fb;
+    Process {
+        args,
+        env: vec![b"PATH=/bin".to_vec()],
+        cwd: "/".into(),
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        capabilities: Some(Capabilities {
+            bounding: usual,
+            effective: usual,
+            permitted: usual,
+            inheritable: 0,
+            ambient: 0,
+        }),
+        no_new_privs: true,
+        oom_score_adj: Some(0),
+        rlimits: Vec::new(),
+        umask: 0o022,
+    }
+}
+
+fn container_plan(staging: &Path, args: Vec<Vec<u8>>) -> Plan {
+    let root = RootMount { staging: staging.to_str().unwrap().to_owned(), propagation: libc::MS_PRIVATE };
+    let mount = |target: &str, fstype: &str| {
+        Kind::Mount(NewMount {
+            target: target.into(),
+            fstype: fstype.into(),
+            options: Vec::new(),
+            attributes: 0,
+        })
+    };
+    // A shell opens it for every background job.
+    let (path, mode) = ("/dev/null".to_owned(), libc::S_IFCHR | 0o666);
+    let null = Device { path, mode, major: 1, minor: 3, uid: 0, gid: 0 };
+    let ops = [
+        Kind::Root(root),
+        mount("/proc", "proc"),
+        mount("/dev", "tmpfs"),
+        Kind::Device(null),
+        Kind::Pivot(Pivot { readonly: false }),
+    ];
+    Plan {
+        ops: ops.into_iter().map(|kind| Op { kind: Some(kind) }).collect(),
+        process: Some(process(args)),
+        fds: 1,
+        cgroup_namespace: true,
+    }
+}
