@@ -3,6 +3,8 @@
 //!
 //! Must not know: containers, pods, images, networks. Has no policy and does not log.
 
+pub mod device;
+pub mod wait;
 pub mod errno;
 pub mod fd;
 pub mod features;
