@@ -17,6 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_server(true)
         .build_transport(false)
         .emit_rerun_if_changed(false)
+        // The daemon keeps requests in its records, and shows them in verbose answers.
+        .message_attribute(".runtime.v1", "#[derive(serde::Serialize, serde::Deserialize)]")
+        .message_attribute(".runtime.v1", "#[serde(default)]")
         .compile_fds(files)?;
     Ok(())
 }
