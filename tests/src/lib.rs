@@ -3,4 +3,13 @@
 //! Drives the built binaries from outside, through the socket and the command line. Must not know: how the daemon works
 //! inside. Imported by nobody.
 
+pub mod command;
+pub mod cri;
+pub mod host;
+pub mod images;
+pub mod node;
+pub mod place;
+pub mod registry;
 pub mod source;
+pub mod statistics;
+pub mod wait;

@@ -1,0 +1,505 @@
+//! A crisp of a test's own: its daemon with a socket, configuration, state, bridge and cgroup that nobody else uses.
+//!
+//! The root directory, and with it the images, is shared by all nodes of one test process: importing an image again for
+//! every test would be most of a run's time. Must not know: how the daemon works inside.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use crisp_proto::runtime::v1 as cri;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::command::{self, Finished};
+use crate::cri::Cri;
+use crate::host::{self, Scope, Snapshot};
+use crate::{place, wait};
+
+/// How deep to look for left-overs below the root directory. Deeper down lie the files of images.
+const ROOT_DEPTH: usize = 3;
+/// How deep to look for left-overs below the state directory.
+const STATE_DEPTH: usize = 8;
+
+/// The root directory that all nodes of this process share.
+fn shared_root() -> Result<&'static Path> {
+    static ROOT: OnceLock<TempDir> = OnceLock::new();
+    if ROOT.get().is_none() {
+        let made = tempfile::Builder::new().prefix("crisp-root-").tempdir_in(place::disk());
+        let made = made.with_context(|| format!("make a root directory in {}", place::disk().display()))?;
+        // Another thread may have been faster; then this one's folder goes away again.
+        let _ = ROOT.set(made);
+    }
+    Ok(ROOT.get().context("no root directory")?.path())
+}
+
+/// Removes the shared root directory. Statics are not dropped, so the test program calls this at its end.
+///
+/// # Errors
+/// Something in it cannot be removed.
+pub fn remove_shared_root() -> Result<()> {
+    let root = shared_root()?;
+    fs::remove_dir_all(root).with_context(|| format!("remove {}", root.display()))
+}
+
+/// A sandbox a test has made.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its id.
+    pub id: String,
+    /// As it was asked for.
+    pub config: cri::PodSandboxConfig,
+}
+
+/// One crisp.
+#[derive(Debug)]
+pub struct Node {
+    folder: TempDir,
+    root: PathBuf,
+    crisp: PathBuf,
+    scope: Scope,
+    daemon: Option<Child>,
+    cri: Option<Cri>,
+    /// Appended to the configuration file that [`Node::start`] writes.
+    extra_config: String,
+}
+
+impl Node {
+    /// Makes the folders of a node and starts its daemon.
+    ///
+    /// # Errors
+    /// The binaries are missing, or the daemon does not come up.
+    pub fn start() -> Result<Self> {
+        let mut node = Self::prepare("")?;
+        node.serve()?;
+        Ok(node)
+    }
+
+    /// Makes the folders of a node and starts no daemon. `extra_config` is added to its configuration file.
+    ///
+    /// # Errors
+    /// The binaries are missing, or a folder cannot be made.
+    pub fn prepare(extra_config: &str) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let crisp = place::binary("crisp")?;
+        let monitor = place::binary("crisp-monitor")?;
+        let folder = tempfile::Builder::new().prefix("crisp-node-").tempdir_in(place::volatile())?;
+        let cgroup_root = std::env::var_os("CRISP_CGROUP_ROOT").map(PathBuf::from).or_else(host::cgroup_root);
+        let scope = Scope {
+            cgroup_root: cgroup_root.context("no cgroup v2 is mounted")?,
+            cgroup_parent: format!("/crisp-test-{}-{number}", std::process::id()),
+            folders: vec![
+                (folder.path().join("state"), STATE_DEPTH),
+                (shared_root()?.to_path_buf(), ROOT_DEPTH),
+            ],
+            monitor,
+        };
+        fs::create_dir(scope.cgroup_root.join(&scope.cgroup_parent[1..]))
+            .context("make the parent cgroup")?;
+        let node = Self {
+            root: shared_root()?.to_path_buf(),
+            folder,
+            crisp,
+            scope,
+            daemon: None,
+            cri: None,
+            extra_config: extra_config.to_owned(),
+        };
+        fs::create_dir_all(node.logs())?;
+        fs::create_dir_all(node.registry_hosts())?;
+        fs::write(node.config(), node.configuration())?;
+        fs::write(node.crictl_config(), node.crictl_configuration())?;
+        Ok(node)
+    }
+
+    fn configuration(&self) -> String {
+        format!(
+            r#"[cgroup]
+root = "{cgroup_root}"
+parent = "{cgroup_parent}"
+require_controllers = {require}
+
+[network]
+bridge = "crisp-test0"
+ipv4 = "10.213.0.0/16"
+ipv6 = "fd00:c215::/64"
+
+[images]
+hosts_dir = "{hosts}"
+{extra}
+"#,
+            cgroup_root = self.scope.cgroup_root.display(),
+            cgroup_parent = self.scope.cgroup_parent,
+            require = place::has_controllers(),
+            hosts = self.registry_hosts().display(),
+            extra = self.extra_config,
+        )
+    }
+
+    fn crictl_configuration(&self) -> String {
+        let endpoint = self.endpoint();
+        format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 120\n")
+    }
+
+    /// Starts the daemon and waits until it answers.
+    ///
+    /// # Errors
+    /// It ends, or does not answer within [`wait::LONG`]; the error holds what it said.
+    pub fn serve(&mut self) -> Result<()> {
+        ensure!(self.daemon.is_none(), "the daemon runs already");
+        let log = File::options().create(true).append(true).open(self.daemon_log())?;
+        let child = self
+            .serve_command()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", self.crisp.display()))?;
+        self.adopt(child)
+    }
+
+    /// The command line of the daemon.
+    pub fn serve_command(&self) -> Command {
+        let mut command = Command::new(&self.crisp);
+        command.arg("serve").arg("--config").arg(self.config()).arg("--listen").arg(self.endpoint());
+        command.arg("--root").arg(&self.root).arg("--state").arg(self.state());
+        command
+    }
+
+    /// Takes over a daemon that the caller has started from [`Node::serve_command`], and waits until it answers.
+    ///
+    /// # Errors
+    /// It ends, or does not answer within [`wait::LONG`]; the error holds what it said.
+    pub fn adopt(&mut self, child: Child) -> Result<()> {
+        let child = self.daemon.insert(child);
+        let socket = self.folder.path().join("crisp.sock");
+        let ready = wait::until("the daemon to answer", wait::LONG, || {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Ok(Err(status));
+            }
+            let cri = Cri::new(&socket).map_err(|error| error.to_string())?;
+            cri.version(cri::VersionRequest::default()).map_err(|status| status.to_string())?;
+            Ok::<_, String>(Ok(cri))
+        });
+        match ready {
+            Ok(Ok(cri)) => self.cri = Some(cri),
+            Ok(Err(status)) => {
+                self.daemon = None;
+                bail!("the daemon ended with {status}:\n{}", self.daemon_said());
+            }
+            Err(error) => bail!("{error}\n{}", self.daemon_said()),
+        }
+        Ok(())
+    }
+
+    /// Kills the daemon with SIGKILL and waits for its end.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.wait_for_end()?;
+        Ok(())
+    }
+
+    /// Stops the daemon with SIGTERM and waits for its end.
+    ///
+    /// # Errors
+    /// It does not run, or it ends with another code than 0.
+    pub fn stop(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        let status = self.wait_for_end()?;
+        ensure!(status.success(), "the daemon ended with {status} after SIGTERM:\n{}", self.daemon_said());
+        Ok(())
+    }
+
+    /// Sends the daemon a signal.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.daemon_pid()?), signal)
+            .with_context(|| format!("send {signal} to the daemon"))
+    }
+
+    /// Waits until the daemon has ended.
+    ///
+    /// # Errors
+    /// It does not within [`wait::LONG`].
+    pub fn wait_for_end(&mut self) -> Result<std::process::ExitStatus> {
+        let child = self.daemon.as_mut().context("the daemon does not run")?;
+        let status = wait::until("the daemon to end", wait::LONG, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err("still running".to_owned()),
+            Err(error) => Err(error.to_string()),
+        })?;
+        self.daemon = None;
+        self.cri = None;
+        Ok(status)
+    }
+
+    /// Kills the daemon with SIGKILL and starts it again.
+    ///
+    /// # Errors
+    /// As of [`Node::kill`] and [`Node::serve`].
+    pub fn kill_and_restart(&mut self) -> Result<()> {
+        self.kill()?;
+        self.serve()
+    }
+
+    /// The pid of the daemon.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn daemon_pid(&self) -> Result<i32> {
+        Ok(i32::try_from(self.daemon.as_ref().context("the daemon does not run")?.id())?)
+    }
+
+    /// The client of the running daemon.
+    ///
+    /// # Panics
+    /// No daemon runs: a test that asks then has a bug.
+    pub fn cri(&self) -> &Cri {
+        self.cri.as_ref().expect("the daemon runs")
+    }
+
+    /// Makes sure that images are there, from the layouts of hack/images.
+    ///
+    /// # Errors
+    /// A layout is missing, or the import is refused.
+    pub fn ensure_images(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            if self.cri().image_id(name)?.is_none() {
+                let layout = crate::images::layout(name)?;
+                self.crisp(&["import", &layout.display().to_string()])?.ok()?;
+                ensure!(self.cri().image_id(name)?.is_some(), "{} holds no {name}", layout.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a `crisp` command against this node to its end.
+    ///
+    /// # Errors
+    /// It cannot be run; its exit code is the caller's to judge.
+    pub fn crisp(&self, arguments: &[&str]) -> Result<Finished> {
+        command::run(self.crisp_command().args(arguments))
+    }
+
+    /// A `crisp` command against this node.
+    pub fn crisp_command(&self) -> Command {
+        let mut command = Command::new(&self.crisp);
+        command.arg("--endpoint").arg(self.endpoint());
+        command
+    }
+
+    /// Runs a `crictl` command against this node to its end.
+    ///
+    /// # Errors
+    /// It cannot be run; its exit code is the caller's to judge.
+    pub fn crictl(&self, arguments: &[&str]) -> Result<Finished> {
+        command::run(Command::new(place::crictl()).arg("--config").arg(self.crictl_config()).args(arguments))
+    }
+
+    /// A sandbox configuration for this node, in a cgroup of its own below the node's.
+    pub fn pod_config(&self, name: &str) -> cri::PodSandboxConfig {
+        let parent = format!("{}/pod-{name}", self.scope.cgroup_parent);
+        crate::cri::pod_config(name, &parent, &self.logs())
+    }
+
+    /// Runs a sandbox with nothing special.
+    ///
+    /// # Errors
+    /// The daemon's answer.
+    pub fn run_pod(&self, name: &str) -> Result<Pod> {
+        self.run_pod_as(self.pod_config(name))
+    }
+
+    /// Runs a sandbox.
+    ///
+    /// # Errors
+    /// The daemon's answer.
+    pub fn run_pod_as(&self, config: cri::PodSandboxConfig) -> Result<Pod> {
+        let id = self.cri().run_pod(&config).context("RunPodSandbox")?;
+        Ok(Pod { id, config })
+    }
+
+    /// Creates and starts a container of `pod` with its own PID namespace; returns its id.
+    ///
+    /// # Errors
+    /// The daemon's answer.
+    pub fn launch(&self, pod: &Pod, name: &str, image: &str, command: &[&str]) -> Result<String> {
+        self.launch_as(pod, &crate::cri::container_config(name, image, command))
+    }
+
+    /// Creates and starts a container of `pod`; returns its id.
+    ///
+    /// # Errors
+    /// The daemon's answer.
+    pub fn launch_as(&self, pod: &Pod, config: &cri::ContainerConfig) -> Result<String> {
+        let id = self.cri().create(&pod.id, config, &pod.config).context("CreateContainer")?;
+        self.cri().start(&id).context("StartContainer")?;
+        Ok(id)
+    }
+
+    /// Waits until a container has ended and returns its status.
+    ///
+    /// # Errors
+    /// The daemon's answer, or the container does not end within [`wait::LONG`].
+    pub fn wait_for_exit(&self, id: &str) -> Result<cri::ContainerStatus> {
+        wait::until("the container to end", wait::LONG, || {
+            let status = self.cri().container(id).map_err(|status| status.to_string())?;
+            if status.state() == cri::ContainerState::ContainerExited {
+                Ok(status)
+            } else {
+                Err(format!("{status:?}"))
+            }
+        })
+    }
+
+    /// Stops and removes a sandbox.
+    ///
+    /// # Errors
+    /// The daemon's answer.
+    pub fn end_pod(&self, pod: &Pod) -> Result<()> {
+        self.cri().stop_pod(&pod.id).context("StopPodSandbox")?;
+        self.cri().remove_pod(&pod.id).context("RemovePodSandbox")
+    }
+
+    /// Removes every sandbox.
+    ///
+    /// # Errors
+    /// The daemon's answer.
+    pub fn remove_all_pods(&self) -> Result<()> {
+        for pod in self.cri().pods()? {
+            self.cri().stop_pod(&pod.id)?;
+            self.cri().remove_pod(&pod.id)?;
+        }
+        Ok(())
+    }
+
+    /// The host as it is now, as far as this node can change it.
+    ///
+    /// # Errors
+    /// Something that must be readable is not.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        Snapshot::take(&self.scope)
+    }
+
+    /// Waits until the host looks as it did in `before`.
+    ///
+    /// # Errors
+    /// It does not; the error says what is left over.
+    pub fn wait_for_return(&self, before: &Snapshot) -> Result<()> {
+        before.wait_for_return(&self.scope, Duration::from_secs(60))
+    }
+
+    /// Where this node's things are.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// The folder of a cgroup below the cgroup root.
+    pub fn cgroup(&self, path: &str) -> PathBuf {
+        self.scope.cgroup_root.join(path.trim_start_matches('/'))
+    }
+
+    /// The socket as a CRI endpoint.
+    pub fn endpoint(&self) -> String {
+        format!("unix://{}", self.folder.path().join("crisp.sock").display())
+    }
+
+    /// This node's own folder; everything in it goes away with the node.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The state directory.
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Root directory of the daemon.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("config.toml")
+    }
+
+    /// The folder with a folder for each registry host (`hosts.toml`).
+    pub fn registry_hosts(&self) -> PathBuf {
+        self.folder.path().join("hosts.d")
+    }
+
+    /// The folder of all pods' logs, for sandboxes made by [`Node::pod_config`].
+    pub fn logs(&self) -> PathBuf {
+        self.folder.path().join("logs")
+    }
+
+    fn crictl_config(&self) -> PathBuf {
+        self.folder.path().join("crictl.yaml")
+    }
+
+    fn daemon_log(&self) -> PathBuf {
+        self.folder.path().join("daemon.log")
+    }
+
+    /// The last part of what the daemon has written to its standard output and error.
+    pub fn daemon_said(&self) -> String {
+        let text = fs::read(self.daemon_log()).unwrap_or_default();
+        let tail = &text[text.len().saturating_sub(8000)..];
+        format!("--- the daemon's log\n{}", String::from_utf8_lossy(tail))
+    }
+
+    /// Takes the node apart: no daemon, no parent cgroup, no folder.
+    ///
+    /// # Errors
+    /// The daemon does not end well, or the cgroup is still in use.
+    pub fn finish(mut self) -> Result<()> {
+        if self.daemon.is_some() {
+            self.stop()?;
+        }
+        let parent = self.cgroup(&self.scope.cgroup_parent.clone());
+        fs::remove_dir(&parent).with_context(|| format!("remove {}", parent.display()))
+    }
+}
+
+impl Drop for Node {
+    /// After a failed test: whatever is left is taken away by force, so that the next test finds a clean host. Errors
+    /// are of no use here, the test has failed already.
+    fn drop(&mut self) {
+        if let Some(cri) = self.cri.take() {
+            for pod in cri.pods().unwrap_or_default() {
+                let _ = cri.stop_pod(&pod.id);
+                let _ = cri.remove_pod(&pod.id);
+            }
+        }
+        if let Some(mut daemon) = self.daemon.take() {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        let parent = self.cgroup(&self.scope.cgroup_parent.clone());
+        if parent.exists() {
+            let _ = fs::write(parent.join("cgroup.kill"), "1");
+            remove_cgroup(&parent);
+        }
+    }
+}
+
+fn remove_cgroup(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let _ = wait::until("an empty cgroup", Duration::from_secs(10), || fs::remove_dir(folder));
+}

@@ -1,0 +1,58 @@
+//! crisp from outside: built binaries, a real kernel, the real socket. Each test states a rule that holds.
+//!
+//! Every test gets a daemon of its own and has to leave the host as it found it. Run through hack/test, which sets up
+//! the place: hack/node (private namespaces on this machine) or hack/vm (a kernel with cgroup v2 controllers).
+//!
+//! Environment: `CRISP_E2E=require` turns a missing capability from "ignored" into a failure; `CRISP_E2E_SET` is `all`
+//! (default), `controllers` (only tests that need cgroup controllers) or `no-controllers` (only the others).
+
+mod case;
+mod contract;
+mod crictl;
+mod daemon;
+mod limits;
+mod logs;
+mod network;
+mod play;
+mod pods;
+mod pulls;
+mod refusals;
+mod restart;
+mod sandbox;
+
+use std::process::ExitCode;
+
+use crisp_tests::node;
+use libtest_mimic::{Arguments, Conclusion};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Tests share the host's mount and network namespace, and each looks at all of it.
+    arguments.test_threads = Some(1);
+    let all = [
+        contract::CASES,
+        sandbox::CASES,
+        pods::CASES,
+        crictl::CASES,
+        logs::CASES,
+        network::CASES,
+        limits::CASES,
+        pulls::CASES,
+        restart::CASES,
+        refusals::CASES,
+        daemon::CASES,
+    ];
+    let trials = case::trials(all.into_iter().flatten());
+    let listed_only = arguments.list;
+    let conclusion: Conclusion = libtest_mimic::run(&arguments, trials);
+    if !listed_only && let Err(error) = node::remove_shared_root() {
+        report(&format!("{error:#}"));
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+#[expect(clippy::print_stderr, reason = "the one message that no test can carry")]
+fn report(text: &str) {
+    eprintln!("{text}");
+}
