@@ -7,16 +7,17 @@
 //! Must not know: OCI, the monitor. Trusts the prepared data, not the file system it walks: paths are resolved
 //! inside the root (`RESOLVE_IN_ROOT`, no magic links) and acted upon through the descriptor.
 
-#![expect(unsafe_code, reason = "closing all descriptors but one is outside of Rust's ownership")]
+#![expect(unsafe_code, reason = "clone3, and closing descriptors that the parent's copy owns")]
 
 pub(crate) mod identity;
 pub(crate) mod ops;
 pub(crate) mod pod;
 
 use crate::launch::prepare::{Ready, Task};
-use crisp_sys::Errno;
 use crisp_sys::memory::SharedWord;
+use crisp_sys::process::{CloneFlags, Cloned, clone3};
 use crisp_sys::raw::{path, process};
+use crisp_sys::{Errno, SysError};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// What a child was doing when something went wrong.
@@ -171,8 +172,19 @@ pub(crate) struct Errand<'a> {
     pub(crate) target: Option<BorrowedFd<'a>>,
 }
 
+/// Clones a child that runs the errand.
+pub(crate) fn clone(
+    flags: CloneFlags,
+    cgroup: BorrowedFd<'_>,
+    errand: &Errand<'_>,
+) -> Result<Cloned, SysError> {
+    // SAFETY: the child calls nothing but `run`, which makes raw system calls on prepared data only and never
+    // returns; so this holds in a process with several threads (tests), too.
+    unsafe { clone3(flags, Some(cgroup), || run(errand)) }
+}
+
 /// Runs in the child: never returns.
-pub(crate) fn run(errand: &Errand<'_>) -> ! {
+fn run(errand: &Errand<'_>) -> ! {
     let Err(failure) = prepare(errand).and_then(|()| errand.voice.wait_for_go()) else {
         errand.voice.enter(Step::Execute, 0);
         let errno = execute(&errand.ready.task);

@@ -6,8 +6,6 @@
 //!
 //! Must not know: the monitor's protocol, logs, exit records.
 
-#![expect(unsafe_code, reason = "clone3 is an unsafe function; its contract is met here")]
-
 pub(crate) mod prepare;
 mod report;
 
@@ -103,9 +101,7 @@ pub fn pod_init(cgroup: BorrowedFd<'_>, oom_score_adj: i32) -> Result<Child, Lau
     let voice = Voice { control: theirs.as_fd(), progress: &progress };
     let flags = CloneFlags::NEWNS | CloneFlags::NEWPID;
     let blocked = BlockedSignals::all()?;
-    // SAFETY: the child calls nothing but `init::pod::run`, which makes raw system calls only and never returns.
-    let cloned =
-        unsafe { crisp_sys::process::clone3(flags, Some(cgroup), || init::pod::run(&voice, oom_score_adj)) }?;
+    let cloned = init::pod::clone(flags, cgroup, &voice, oom_score_adj)?;
     drop(blocked);
     Child::new(cloned, ours, progress, Role::PodInit)
 }
@@ -130,12 +126,7 @@ fn launch(prepared: &Prepared, birth: Birth<'_>, stdio: Stdio) -> Result<Child, 
     };
     // No handler of the parent may run in the child; it opens its mask again when all is reset.
     let blocked = BlockedSignals::all()?;
-    let clone = || {
-        let child = || init::run(&errand);
-        // SAFETY: the child calls nothing but `init::run`, which makes raw system calls on prepared data only and
-        // never returns.
-        unsafe { crisp_sys::process::clone3(birth.flags, Some(birth.cgroup), child) }
-    };
+    let clone = || init::clone(birth.flags, birth.cgroup, &errand);
     let cloned = match birth.join {
         None => clone()?,
         Some((pidfd, what)) => in_pid_namespace(pidfd, what, clone)?,

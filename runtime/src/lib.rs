@@ -2,10 +2,15 @@
 //!
 //! Must not know: CRI, pods, images, the monitor's protocol. Does not log: it returns structured outcomes.
 
+pub mod cgroup;
 mod error;
 mod init;
 pub mod launch;
+pub mod mounts;
+#[cfg(feature = "oci")]
+pub mod oci;
 pub mod plan;
+pub mod user;
 
 pub use error::{LaunchError, PlanError};
 pub use init::Step;

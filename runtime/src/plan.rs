@@ -121,6 +121,9 @@ pub struct Attach {
     /// Apply `propagation` to the mounts below, too.
     #[prost(bool, tag = "8")]
     pub propagation_recursive: bool,
+    /// `MOUNT_ATTR_*` bits to set on the mounts below, too, whatever `recursive` says (`rro`).
+    #[prost(uint64, tag = "9")]
+    pub set_recursive: u64,
 }
 
 /// See [`Kind::Device`].

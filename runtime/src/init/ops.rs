@@ -123,8 +123,24 @@ fn new_mount(root: BorrowedFd<'_>, new: &MountAt) -> Result<(), Errno> {
     }
     mount::fsconfig_create(fs.as_fd())?;
     let mounted = mount::fsmount(fs.as_fd(), new.attributes)?;
-    let target = path::mkdir_all(root, &new.target, 0o755)?;
+    let target = mount_point(root, new)?;
     mount::move_mount(mounted.as_fd(), target.as_fd())
+}
+
+/// The directory to mount on, made when missing.
+fn mount_point(root: BorrowedFd<'_>, new: &MountAt) -> Result<OwnedFd, Errno> {
+    if !new.strict {
+        return path::mkdir_all(root, &new.target, 0o755);
+    }
+    let strict = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS;
+    let open = || path::openat2(root, &new.path, libc::O_PATH | libc::O_DIRECTORY, 0, strict);
+    match open() {
+        Err(Errno::ENOENT) => {
+            drop(path::mkdir_all(root, &new.target, 0o755)?);
+            open()
+        }
+        answer => answer,
+    }
 }
 
 fn attach_source(root: BorrowedFd<'_>, attach: &AttachAt, fds: &[OwnedFd]) -> Result<(), Errno> {
@@ -132,6 +148,10 @@ fn attach_source(root: BorrowedFd<'_>, attach: &AttachAt, fds: &[OwnedFd]) -> Re
     if attach.set != 0 || attach.clear != 0 {
         let change = MountAttributes { set: attach.set, clear: attach.clear, ..MountAttributes::default() };
         mount::mount_setattr(source, attach.recursive, &change)?;
+    }
+    if attach.set_recursive != 0 {
+        let change = MountAttributes { set: attach.set_recursive, ..MountAttributes::default() };
+        mount::mount_setattr(source, true, &change)?;
     }
     if attach.propagation != 0 {
         let change = MountAttributes { propagation: attach.propagation, ..MountAttributes::default() };

@@ -7,16 +7,28 @@
 #![expect(unsafe_code, reason = "closing all descriptors is outside of Rust's ownership")]
 
 use super::{Failure, Step, Voice, encode, ops};
-use crisp_sys::Errno;
+use crisp_sys::process::{CloneFlags, Cloned, clone3};
 use crisp_sys::raw::mount::{self, MountAttributes};
 use crisp_sys::raw::{path, process};
-use std::os::fd::AsFd;
+use crisp_sys::{Errno, SysError};
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// The unprivileged user: `nobody`.
 const NOBODY: u32 = 65534;
 
-/// Runs in the child: returns never.
-pub(crate) fn run(voice: &Voice<'_>, oom_score_adj: i32) -> ! {
+/// Clones the init.
+pub(crate) fn clone(
+    flags: CloneFlags,
+    cgroup: BorrowedFd<'_>,
+    voice: &Voice<'_>,
+    oom_score_adj: i32,
+) -> Result<Cloned, SysError> {
+    // SAFETY: the child calls nothing but `run`, which makes raw system calls only and never returns.
+    unsafe { clone3(flags, Some(cgroup), || run(voice, oom_score_adj)) }
+}
+
+/// Runs in the child: never returns.
+fn run(voice: &Voice<'_>, oom_score_adj: i32) -> ! {
     if let Err(failure) = prepare(voice, oom_score_adj) {
         voice.fail(failure);
     }

@@ -47,10 +47,13 @@ pub(crate) enum Op {
 
 #[derive(Debug)]
 pub(crate) struct MountAt {
+    pub(crate) path: CString,
     pub(crate) target: Vec<u8>,
     pub(crate) fstype: CString,
     pub(crate) options: Vec<(CString, Option<CString>)>,
     pub(crate) attributes: u64,
+    /// Symbolic links in the target are refused: nobody may choose where procfs and sysfs go (CVE-2023-27561).
+    pub(crate) strict: bool,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,7 @@ pub(crate) struct AttachAt {
     pub(crate) recursive: bool,
     pub(crate) propagation: u64,
     pub(crate) propagation_recursive: bool,
+    pub(crate) set_recursive: u64,
 }
 
 #[derive(Debug)]
@@ -176,10 +180,12 @@ fn op(kind: &Kind, fds: u32, masks: bool, shared: bool) -> Result<Op, PlanError>
             }
         }
         Kind::Mount(new) => Op::Mount(MountAt {
+            path: path(&new.target)?,
             target: path(&new.target)?.into_bytes(),
             fstype: string("ops.mount.fstype", new.fstype.as_bytes())?,
             options: new.options.iter().map(|option| fs_option(option)).collect::<Result<_, _>>()?,
             attributes: new.attributes,
+            strict: matches!(new.fstype.as_str(), "proc" | "sysfs"),
         }),
         Kind::Attach(attach) => {
             if attach.fd == 0 || attach.fd >= fds {
@@ -195,6 +201,7 @@ fn op(kind: &Kind, fds: u32, masks: bool, shared: bool) -> Result<Op, PlanError>
                 recursive: attach.recursive,
                 propagation: attach.propagation,
                 propagation_recursive: attach.propagation_recursive,
+                set_recursive: attach.set_recursive,
             })
         }
         Kind::Device(device) => Op::Device(device_at(device)?),

@@ -83,8 +83,12 @@ fn details(kind: &Kind) -> String {
         Kind::Attach(attach) => {
             let kind = if attach.directory { "directory" } else { "file" };
             let below = |recursive: bool| if recursive { " and below" } else { "" };
+            let tree = match attach.set_recursive {
+                0 => String::new(),
+                set => format!(" set below, too [{}]", attributes(set)),
+            };
             format!(
-                ": fd {} ({kind}), set [{}] clear [{}]{}, {}{}",
+                ": fd {} ({kind}), set [{}] clear [{}]{}{tree}, {}{}",
                 attach.fd,
                 attributes(attach.set),
                 attributes(attach.clear),

@@ -1,0 +1,105 @@
+//! Removing cgroups, bottom up.
+//!
+//! Must not know: who put processes into them.
+
+use super::CgroupError;
+use super::files;
+use crisp_sys::poll::Poll;
+use crisp_sys::{Errno, SysError};
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The names of the cgroups directly below a directory; none when it is gone.
+pub(super) fn children(location: &Path) -> Result<Vec<String>, CgroupError> {
+    let entries = match std::fs::read_dir(location) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        answer => answer.map_err(|error| SysError::io("readdir", location.to_string_lossy(), &error))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = match entry {
+            // Removed while it was read.
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => break,
+            answer => answer.map_err(|error| SysError::io("readdir", location.to_string_lossy(), &error))?,
+        };
+        if entry.file_type().is_ok_and(|kind| kind.is_dir())
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Removes the cgroup at `location` and those below it; see [`super::Cgroup::remove`].
+pub(super) fn remove(location: &Path, patience: Duration) -> Result<(), CgroupError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if try_remove(location)? {
+            return Ok(());
+        }
+        wait_until_empty(location, deadline)?;
+        // Empty and yet refused: somebody makes cgroups below it as fast as they are removed.
+        if Instant::now() > deadline && !try_remove(location)? {
+            return Err(CgroupError::Populated { path: location.to_owned() });
+        }
+    }
+}
+
+/// `false`: something is left in it.
+fn try_remove(location: &Path) -> Result<bool, CgroupError> {
+    match rmdir(location)? {
+        true => return Ok(true),
+        false => {
+            for name in children(location)? {
+                if !try_remove(&location.join(name))? {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+    rmdir(location)
+}
+
+fn rmdir(location: &Path) -> Result<bool, CgroupError> {
+    match std::fs::remove_dir(location) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(false),
+        Err(error) => Err(SysError::io("rmdir", location.to_string_lossy(), &error).into()),
+    }
+}
+
+/// Waits for `populated 0` in `cgroup.events`.
+fn wait_until_empty(location: &Path, deadline: Instant) -> Result<(), CgroupError> {
+    let sys = |call, errno| CgroupError::sys(call, location, errno);
+    let dir = match super::open_dir(location) {
+        Err(Errno::ENOENT) => return Ok(()),
+        answer => answer.map_err(|errno| sys("open", errno))?,
+    };
+    let watched = files::open(dir.as_fd(), "cgroup.events", libc::O_RDONLY);
+    let watched = watched.map_err(|errno| sys("open", errno))?;
+    let poll = Poll::new()?;
+    poll.add_priority(&watched, 0)?;
+    let mut events = Vec::new();
+    loop {
+        // Reading arms the notification: a change after this wakes the wait below.
+        let mut buffer = [0; 256];
+        let length = nix::sys::uio::pread(&watched, &mut buffer, 0);
+        let text = match length {
+            Err(Errno::ENODEV) => return Ok(()),
+            answer => buffer.get(..answer.map_err(|errno| sys("read", errno))?).unwrap_or_default(),
+        };
+        if files::value(&String::from_utf8_lossy(text), "populated") == Some(0) {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(CgroupError::Populated { path: location.to_owned() });
+        }
+        poll.wait(&mut events, Some(left))?;
+    }
+}

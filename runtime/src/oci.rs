@@ -1,0 +1,165 @@
+//! OCI runtime spec to plan: a pure function, checked before any privilege is used.
+//!
+//! Every field that is set and not implemented is an error that names it: a profile that is silently not applied
+//! is worse than a container that does not start. The parts of a spec that are not the child's work are left to
+//! the caller: `linux.resources` and `linux.cgroupsPath` ([`resources`] gives the limits), the PID, network, IPC
+//! and UTS namespaces, `root.path` (the root comes as a descriptor) and annotations.
+//!
+//! Must not know: CRI, files of the host.
+
+mod devices;
+mod mounts;
+mod process;
+mod refuse;
+mod resources;
+
+pub use process::exec_plan;
+pub use resources::resources;
+
+use crate::error::PlanError;
+use crate::mounts::Source;
+use crate::plan::{Directory, Kind, Op, PathOnly, Pivot, Plan, RootMount};
+use crisp_sys::mount::Propagation;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+/// What a plan needs besides the spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanInput {
+    /// An existing directory of the host, on which the root is attached for the moment before the pivot, in the
+    /// child's own mount namespace.
+    pub staging: PathBuf,
+}
+
+/// A plan and the mount sources it refers to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// Descriptor 0 is the root mount, descriptor 1 + n is source n.
+    pub plan: Plan,
+    /// The bind mounts' sources, in order.
+    pub sources: Vec<Source>,
+}
+
+impl Planned {
+    /// Opens all sources, in order, and notes in the plan which of them are directories.
+    ///
+    /// # Errors
+    /// The first path that cannot be opened.
+    pub fn open_sources(&mut self) -> Result<Vec<OwnedFd>, PlanError> {
+        let opened: Vec<_> = self.sources.iter().map(Source::open).collect::<Result<_, _>>()?;
+        for op in &mut self.plan.ops {
+            if let Some(Kind::Attach(attach)) = &mut op.kind {
+                let source = (attach.fd as usize).checked_sub(1).and_then(|index| opened.get(index));
+                attach.directory = source.is_some_and(|source| source.directory);
+            }
+        }
+        Ok(opened.into_iter().map(|source| source.fd).collect())
+    }
+}
+
+/// Plans the start of a container.
+///
+/// # Errors
+/// [`PlanError::Unsupported`] for a field that is set and not implemented, [`PlanError::Invalid`] for a value that
+/// makes no sense; both name the field.
+pub fn plan(spec: &Spec, input: &PlanInput) -> Result<Planned, PlanError> {
+    refuse::unsupported(spec)?;
+    let linux = spec.linux().as_ref().ok_or_else(|| PlanError::invalid("linux", "missing"))?;
+    let process = spec.process().as_ref().ok_or_else(|| PlanError::invalid("process", "missing"))?;
+    let cgroup_namespace = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
+    if let Some(limits) = linux.resources() {
+        resources(limits)?;
+    }
+    let mut kinds = vec![Kind::Root(RootMount {
+        staging: text("staging", &input.staging)?,
+        propagation: root_propagation(linux.rootfs_propagation().as_deref())?,
+    })];
+    let mut sources = Vec::new();
+    let list = spec.mounts().as_deref().unwrap_or_default();
+    mounts::plan(list, &mut kinds, &mut sources)?;
+    devices::plan(list, linux.devices().as_deref().unwrap_or_default(), &mut kinds)?;
+    let process = process::plan(process, "process")?;
+    // Before anything becomes read-only.
+    kinds.push(Kind::Directory(Directory { path: process.cwd.clone(), mode: 0o755 }));
+    let paths =
+        |field: &str, list: &Option<Vec<String>>| unique_paths(field, list.as_deref().unwrap_or_default());
+    let readonly = paths("linux.readonlyPaths", linux.readonly_paths())?;
+    kinds.extend(readonly.into_iter().map(|path| Kind::Readonly(PathOnly { path })));
+    // After the read-only binds: those copy what is mounted below them.
+    let masked = paths("linux.maskedPaths", linux.masked_paths())?;
+    kinds.extend(masked.into_iter().map(|path| Kind::Mask(PathOnly { path })));
+    let root = spec.root().as_ref().ok_or_else(|| PlanError::invalid("root", "missing"))?;
+    kinds.push(Kind::Pivot(Pivot { readonly: root.readonly().unwrap_or(false) }));
+    let fds = sources.len() as u32 + 1;
+    let ops = kinds.into_iter().map(|kind| Op { kind: Some(kind) }).collect();
+    Ok(Planned { plan: Plan { ops, process: Some(process), fds, cgroup_namespace }, sources })
+}
+
+/// Whether the container gets a cgroup namespace of its own.
+fn namespaces(list: &[oci_spec::runtime::LinuxNamespace]) -> Result<bool, PlanError> {
+    let mut seen = BTreeSet::new();
+    for namespace in list {
+        let kind = namespace.typ();
+        let field = format!("linux.namespaces[{kind}]");
+        if !seen.insert(kind.to_string()) {
+            return Err(PlanError::invalid(field, "given twice"));
+        }
+        match kind {
+            LinuxNamespaceType::Mount | LinuxNamespaceType::Cgroup => {
+                if let Some(path) = namespace.path() {
+                    return Err(PlanError::unsupported(format!("{field}.path"), path.to_string_lossy()));
+                }
+            }
+            LinuxNamespaceType::User | LinuxNamespaceType::Time => {
+                return Err(PlanError::unsupported(field, ""));
+            }
+            // Made or joined by the caller, who is the parent.
+            LinuxNamespaceType::Pid
+            | LinuxNamespaceType::Network
+            | LinuxNamespaceType::Ipc
+            | LinuxNamespaceType::Uts => {}
+        }
+    }
+    if !seen.contains(&LinuxNamespaceType::Mount.to_string()) {
+        return Err(PlanError::invalid("linux.namespaces", "a container without a mount namespace"));
+    }
+    Ok(seen.contains(&LinuxNamespaceType::Cgroup.to_string()))
+}
+
+fn root_propagation(text: Option<&str>) -> Result<u64, PlanError> {
+    match text {
+        None | Some("" | "private" | "rprivate") => Ok(Propagation::Private.bits()),
+        Some("slave" | "rslave") => Ok(Propagation::Slave.bits()),
+        Some("shared" | "rshared") => Ok(Propagation::Shared.bits()),
+        Some(other) => Err(PlanError::unsupported("linux.rootfsPropagation", other)),
+    }
+}
+
+/// Absolute paths, each once, in the given order.
+fn unique_paths(field: &str, list: &[String]) -> Result<Vec<String>, PlanError> {
+    let mut seen = BTreeSet::new();
+    let mut unique = Vec::new();
+    for path in list {
+        if !path.starts_with('/') {
+            return Err(PlanError::invalid(field, format!("{path:?} is not absolute")));
+        }
+        if seen.insert(path) {
+            unique.push(path.clone());
+        }
+    }
+    Ok(unique)
+}
+
+/// A path as text: plans carry UTF-8.
+fn text(field: &str, path: &std::path::Path) -> Result<String, PlanError> {
+    match path.to_str() {
+        Some(text) if text.starts_with('/') => Ok(text.to_owned()),
+        Some(text) => Err(PlanError::invalid(field, format!("{text:?} is not absolute"))),
+        None => Err(PlanError::invalid(field, "not UTF-8")),
+    }
+}
+
+#[cfg(test)]
+mod tests;
