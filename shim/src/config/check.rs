@@ -1,0 +1,122 @@
+//! Values that have the right type and still cannot be meant. Pure: looks at no file and no device.
+
+use std::path::Path;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::{CgroupConfig, Config, ContainerConfig, ImageConfig, NetworkConfig};
+
+/// Bytes of an interface name without the NUL (kernel: IFNAMSIZ).
+const INTERFACE_NAME_MAX: usize = 15;
+/// Smallest MTU that carries IPv6 (RFC 8200, section 5).
+const MTU_MIN: u32 = 1280;
+const MTU_MAX: u32 = 65535;
+/// Bytes of a piece of a log line: shorter pieces would be mostly time stamps.
+const LOG_LINE_MIN: u32 = 256;
+/// Longest piece that the monitor takes into one write.
+const LOG_LINE_MAX: u32 = 1 << 20;
+
+impl Config {
+    /// Notes everything that cannot work; each entry starts with the key's path.
+    pub(super) fn check(&self, problems: &mut Vec<String>) {
+        match self.listen.strip_prefix("unix://") {
+            Some(path) if path.starts_with('/') => {}
+            _ => problems.push(format!("listen: {:?} is not unix:// and an absolute path", self.listen)),
+        }
+        absolute("root", &self.root, problems);
+        absolute("state", &self.state, problems);
+        if !self.monitor.is_empty() {
+            absolute("monitor", &self.monitor, problems);
+        }
+        if self.root == self.state {
+            problems
+                .push(format!("state: {:?} is root as well; they need directories of their own", self.state));
+        }
+        self.cgroup.check(problems);
+        self.network.check(problems);
+        self.image.check(problems);
+        self.container.check(problems);
+    }
+}
+
+fn absolute(key: &str, path: &str, problems: &mut Vec<String>) {
+    let plain = Path::new(path).components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    if !path.starts_with('/') || !plain {
+        problems.push(format!("{key}: {path:?} is not an absolute path without .."));
+    }
+}
+
+impl CgroupConfig {
+    fn check(&self, problems: &mut Vec<String>) {
+        absolute("cgroup.root", &self.root, problems);
+        absolute("cgroup.default_parent", &self.default_parent, problems);
+        if self.driver != "cgroupfs" {
+            problems.push(format!(
+                "cgroup.driver: {:?} is not supported; the only one is \"cgroupfs\"",
+                self.driver
+            ));
+        }
+    }
+}
+
+impl NetworkConfig {
+    fn check(&self, problems: &mut Vec<String>) {
+        let bad = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace();
+        if self.bridge.is_empty()
+            || self.bridge.len() > INTERFACE_NAME_MAX
+            || matches!(self.bridge.as_str(), "." | "..")
+            || self.bridge.contains(bad)
+        {
+            problems.push(format!("network.bridge: {:?} is no interface name of 1 to 15 bytes", self.bridge));
+        }
+        if !self.ipv4.is_empty() && self.ipv4.parse::<Ipv4Net>().is_err() {
+            problems.push(format!("network.ipv4: {:?} is no range such as 10.89.0.0/16", self.ipv4));
+        }
+        if !self.ipv6.is_empty() && self.ipv6.parse::<Ipv6Net>().is_err() {
+            problems.push(format!("network.ipv6: {:?} is no range such as fd00:1::/64", self.ipv6));
+        }
+        if self.ipv4.is_empty() && self.ipv6.is_empty() {
+            problems.push("network.ipv4: empty, and network.ipv6 as well; pods need one of them".into());
+        }
+        if self.mtu != 0 && !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
+            problems.push(format!("network.mtu: {} is not 0 and not {MTU_MIN} to {MTU_MAX}", self.mtu));
+        }
+        absolute("network.pin_dir", &self.pin_dir, problems);
+    }
+}
+
+impl ImageConfig {
+    fn check(&self, problems: &mut Vec<String>) {
+        absolute("image.hosts_dir", &self.hosts_dir, problems);
+        if self.max_parallel_downloads == 0 {
+            problems.push("image.max_parallel_downloads: 0 would never fetch anything".into());
+        }
+        if self.progress_timeout_seconds == 0 {
+            problems.push("image.progress_timeout_seconds: 0 would give up every pull".into());
+        }
+        for (index, reference) in self.pinned.iter().enumerate() {
+            if reference.is_empty() || reference.contains(char::is_whitespace) {
+                problems.push(format!("image.pinned[{index}]: {reference:?} is no image reference"));
+            }
+        }
+    }
+}
+
+impl ContainerConfig {
+    fn check(&self, problems: &mut Vec<String>) {
+        if !(LOG_LINE_MIN..=LOG_LINE_MAX).contains(&self.log_line_bytes) {
+            problems.push(format!(
+                "container.log_line_bytes: {} is not {LOG_LINE_MIN} to {LOG_LINE_MAX}",
+                self.log_line_bytes
+            ));
+        }
+        for (index, name) in self.capabilities.iter().enumerate() {
+            let known =
+                !name.starts_with("CAP_") && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+            if !known || name.is_empty() {
+                problems
+                    .push(format!("container.capabilities[{index}]: {name:?} is no name such as NET_RAW"));
+            }
+        }
+    }
+}
