@@ -129,6 +129,11 @@ impl Spec {
     }
 }
 
+/// The built binary; `CRISP_MONITOR` names another one (the static build) to put to the same tests.
+fn monitor_binary() -> std::ffi::OsString {
+    std::env::var_os("CRISP_MONITOR").unwrap_or_else(|| env!("CARGO_BIN_EXE_crisp-monitor").into())
+}
+
 /// See the module.
 pub(crate) struct Pod {
     pub(crate) dir: tempfile::TempDir,
@@ -161,7 +166,7 @@ impl Pod {
         let monitor = Command::new("unshare")
             .args(["-m", "-n", "-i", "-u", "--propagation", "private", "/bin/sh", "-ec"])
             .arg(format!("{preparation}\nexec \"$0\" pod-{name}"))
-            .arg(env!("CARGO_BIN_EXE_crisp-monitor"))
+            .arg(monitor_binary())
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("DIR", dir.path())

@@ -8,8 +8,11 @@ mod harness;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 
+use crisp_monitor::client::ClientError;
 use crisp_monitor::record::ExitRecord;
 use crisp_monitor::wire::{Body, Call, Create, FailureKind, PidNamespace, Shutdown, Signal};
 use harness::{Line, Pod, Spec, is, line, named, parse_log, written};
@@ -323,8 +326,9 @@ fn containers_die_with_the_init_and_are_reported() {
         other => panic!("{other:?}"),
     }));
     assert_eq!(exits, BTreeSet::from([("c1".into(), 137, true), ("c2".into(), 137, false)]));
+    // The kernel lets the init go only after everybody else in its namespace was reaped.
+    until("the init is reaped", || daemon.hello().init.is_none());
     let state = daemon.hello();
-    assert_eq!(state.init, None);
     assert!(state.containers.iter().all(|container| container.exit.is_some()));
     let failure = daemon.refused_create("c3", &spec);
     assert!(is(&failure, FailureKind::Precondition), "{failure:?}");
@@ -334,12 +338,95 @@ fn containers_die_with_the_init_and_are_reported() {
 fn a_host_pid_container_takes_along_what_it_started() {
     let pod = Pod::start();
     let mut daemon = pod.daemon();
-    let pid = daemon.run("c1", &Spec::sh("sleep 1000 & echo $$ $!; exit 2").in_pid(PidNamespace::Host));
-    assert_eq!(daemon.exited("c1").code, 2);
+    let script = "sleep 1000 & echo $$ $!; read line; exit 2";
+    let pid = daemon.run("c1", &Spec::sh(script).in_pid(PidNamespace::Host).with_stdin());
+    until("the container has said its pids", || pod.log("c1").len() == 1);
+    let (exec, ..) = daemon.exec("c1", "e1", &["/bin/sleep", "1000"]).unwrap();
+    daemon.signal("c1", libc::SIGKILL);
+    let (mut code, mut exec_code) = (None, None);
+    while code.is_none() || exec_code.is_none() {
+        match daemon.client.event().unwrap() {
+            Body::Exited(exit) => code = Some(exit.code),
+            Body::ExecExited(exit) => exec_code = Some(exit.code),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((code, exec_code), (Some(137), Some(137)));
+    assert!(!alive(exec.pid), "what was executed in the container still runs");
     let text = String::from_utf8(pod.log("c1")[0].content.clone()).unwrap();
     let pids: Vec<i32> = text.split(' ').map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids[0], pid.pid);
     assert!(!alive(pids[1]), "what the container left behind still runs");
+}
+
+#[test]
+fn an_exit_does_not_wait_for_a_pipe_that_others_hold() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    let pid = daemon.run("c1", &Spec::sh("echo own; read line").with_stdin());
+    until("the container has written", || pod.log("c1").len() == 1);
+    let mut held = std::fs::OpenOptions::new().write(true).open(format!("/proc/{}/fd/1", pid.pid)).unwrap();
+    daemon.signal("c1", libc::SIGSTOP);
+    std::io::Write::write_all(&mut held, b"written by another\nand a rest").unwrap();
+    daemon.signal("c1", libc::SIGKILL);
+    assert_eq!(daemon.exited("c1").code, 137);
+    let expected = [("F", "own"), ("F", "written by another"), ("P", "and a rest")]
+        .map(|(tag, text)| line("stdout", tag, text));
+    assert_eq!(pod.log("c1"), expected);
+    let error = std::io::Write::write_all(&mut held, b"too late").unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn only_root_is_served() {
+    let pod = Pod::start();
+    let socket = pod.dir.path().join("socket");
+    let mode = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(&socket, mode).unwrap();
+    // Hello, as bytes; prints how many bytes come back.
+    let script = r#"
+        use Socket;
+        socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die "socket: $!";
+        connect($s, pack_sockaddr_un($ARGV[0])) or die "connect: $!";
+        send($s, "\x08\x01\x12\x02\x08\x01", 0x4000);
+        my $got = "";
+        recv($s, $got, 1000, 0);
+        print length($got) > 0 ? "served" : "refused";
+    "#;
+    let ask = |uid: u32| {
+        let output =
+            std::process::Command::new("perl").arg("-e").arg(script).arg(&socket).uid(uid).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!((ask(0).as_str(), ask(65534).as_str()), ("served", "refused"));
+}
+
+#[test]
+fn a_monitor_without_descriptors_turns_connections_away_and_recovers() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    let limit = |number: usize| {
+        let pid = pod.monitor.id().to_string();
+        let status = std::process::Command::new("prlimit")
+            .args(["--pid", &pid, &format!("--nofile={number}:4096")])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    };
+    limit(std::fs::read_dir(pod.proc("fd")).unwrap().count());
+    for _ in 0..3 {
+        let refused = pod.connect().call(Call::RootFd(named("c1")), &[]).unwrap_err();
+        assert!(matches!(refused, ClientError::Closed | ClientError::Io(_)), "{refused:?}");
+    }
+    // The descriptors of a request are lost, and so is what it asked for: better no connection than no answer.
+    let request = daemon.send_create("c1", &Spec::sh(""));
+    assert!(matches!(daemon.client.answer(request), Err(ClientError::Closed)));
+    limit(1024);
+    let mut daemon = pod.daemon();
+    assert!(daemon.hello().containers.is_empty());
+    daemon.run("c2", &Spec::sh("exit 3"));
+    assert_eq!(daemon.exited("c2").code, 3);
 }
 
 #[test]
@@ -471,8 +558,8 @@ fn the_process_is_settled() {
     for fd in 0..3 {
         assert_eq!(std::fs::read_link(pod.proc(&format!("fd/{fd}"))).unwrap(), Path::new("/dev/null"));
     }
-    // Standard three, the socket, the loop, this connection.
-    assert_eq!(std::fs::read_dir(pod.proc("fd")).unwrap().count(), 6);
+    // Standard three, the socket, a spare, the loop, this connection.
+    assert_eq!(std::fs::read_dir(pod.proc("fd")).unwrap().count(), 7);
     let pid = nix::unistd::Pid::from_raw(pod.monitor.id() as i32);
     assert_eq!(nix::unistd::getsid(Some(pid)), Ok(pid));
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE, libc::SIGQUIT] {

@@ -10,10 +10,10 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use crisp_monitor::wire::{ContainerState, Exit, Failure, Pid, PidNamespace};
-use crisp_runtime::launch::Child;
+use crisp_monitor::wire::{ContainerState, Exit, Pid, PidNamespace};
 
 use crate::cgroup::CgroupEvents;
+use crate::launched::Launched;
 use crate::log::{ContainerLog, Stream};
 
 /// Who waits for an answer: a connection and its request.
@@ -48,11 +48,6 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    /// Whether the launch can still report.
-    pub(crate) fn is_launching(&self) -> bool {
-        matches!(self, Phase::Preparing(_) | Phase::Created | Phase::Starting(_))
-    }
-
     /// For messages: "container x is ...".
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -95,7 +90,7 @@ pub(crate) struct End {
 /// What the kernel keeps for a container that has not ended.
 #[derive(Debug)]
 pub(crate) struct Life {
-    pub(crate) child: Child,
+    pub(crate) process: Launched,
     pub(crate) cgroup: OwnedFd,
     pub(crate) cgroup_events: Option<CgroupEvents>,
     pub(crate) record: OwnedFd,
@@ -103,8 +98,6 @@ pub(crate) struct Life {
     pub(crate) log: ContainerLog,
     /// OOM kills of the cgroup when the container was created.
     pub(crate) oom_kills: u64,
-    /// What the launch said went wrong.
-    pub(crate) failure: Option<Failure>,
     /// Set when the first process was reaped.
     pub(crate) end: Option<End>,
 }

@@ -12,9 +12,9 @@ pub(crate) use file::{LogError, LogFile};
 pub(crate) use format::{Splitter, Stamp, Stream};
 
 /// Lines are written out once this many bytes of them are waiting.
-const BATCH_BYTES: usize = 64 * 1024;
+const BATCH_BYTES: usize = 16 * 1024;
 /// Input taken between two looks at [`BATCH_BYTES`]: 1-byte lines grow fortyfold in the log.
-const SLICE_BYTES: usize = 4 * 1024;
+const SLICE_BYTES: usize = 1024;
 
 /// What the logs of all containers share: the clock text and the batch.
 #[derive(Debug)]

@@ -9,6 +9,7 @@
 mod cgroup;
 mod connection;
 mod container;
+mod launched;
 mod log;
 mod pod;
 mod process;

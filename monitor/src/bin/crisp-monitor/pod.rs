@@ -12,20 +12,20 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use crisp_monitor::wire::{Body, Done, Failure, FailureKind, MAX_MESSAGE, Message, Pid, Request};
-use crisp_runtime::launch::Child;
+use crisp_monitor::wire::{Body, Done, Failure, FailureKind, MAX_MESSAGE, Message, Request};
 use crisp_sys::errno::SysError;
 use crisp_sys::poll::{Event, Interest, Poll};
 use crisp_sys::socket;
 
 use crate::connection::{Connection, Outgoing, Sent};
 use crate::container::{Asker, Container, Phase};
+use crate::launched::Launched;
 use crate::log::{Pen, Stream};
 use crate::refusal::{internal, refuse};
 use crate::token::{Kind, Token};
 
-/// Bytes read from a pipe in one turn: what a pipe holds by default.
-const READ_BYTES: usize = 64 * 1024;
+/// Bytes read from a pipe in one turn.
+const READ_BYTES: usize = 16 * 1024;
 /// Requests served for one connection in one turn.
 const REQUESTS_PER_TURN: usize = 16;
 
@@ -33,20 +33,18 @@ const REQUESTS_PER_TURN: usize = 16;
 #[derive(Debug)]
 struct ExecProcess {
     name: String,
-    child: Child,
+    process: Launched,
     /// Who waits for `ExecStarted`.
     asker: Option<Asker>,
-    failure: Option<Failure>,
 }
 
 /// The init of the pod's shared PID namespace.
 #[derive(Debug)]
 struct Init {
     serial: u64,
-    child: Child,
+    process: Launched,
     /// Who waits for the answer to `StartInit`.
     asker: Option<Asker>,
-    failure: Option<Failure>,
 }
 
 /// See the module.
@@ -54,6 +52,8 @@ struct Init {
 pub(crate) struct Pod {
     poll: Poll,
     listener: OwnedFd,
+    /// See [`Pod::turn_away`].
+    spare: Option<OwnedFd>,
     last_serial: u64,
     connections: BTreeMap<u64, Connection>,
     containers: BTreeMap<u64, Container>,
@@ -70,16 +70,19 @@ impl Pod {
     pub(crate) fn new(listener: OwnedFd) -> Result<Self, SysError> {
         let poll = Poll::new()?;
         poll.add(&listener, Token::new(Kind::Listener, 0).pack(), Interest::Read)?;
+        let spare = listener.try_clone().ok();
         Ok(Pod {
             poll,
             listener,
+            spare,
             last_serial: 0,
             connections: BTreeMap::new(),
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             init: None,
             pen: Pen::new(),
-            buffer: Vec::new(),
+            // Not touched, and so no memory, before something of that size comes.
+            buffer: vec![0; MAX_MESSAGE],
             ending: None,
         })
     }
@@ -145,17 +148,13 @@ impl Pod {
         self.poll.add(fd, Token::new(kind, serial).pack(), Interest::Read)
     }
 
-    /// Stops watching `fd`, before it is closed: a duplicate in a child that has not executed yet would keep
-    /// reporting it.
-    fn unwatch(&self, fd: BorrowedFd<'_>) {
-        // ENOENT: it was not watched any more, which is what is wanted.
-        let _ = self.poll.remove(fd);
-    }
-
     fn accept(&mut self) {
-        // One a turn: level-triggered, the next one comes back. Errors (EMFILE, a peer that left again) are
-        // the peer's to notice.
-        let Ok(Some(socket)) = socket::accept4(&self.listener) else { return };
+        // One a turn: level-triggered, the next one comes back.
+        let socket = match socket::accept4(&self.listener) {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return,
+            Err(_) => return self.turn_away(),
+        };
         // The socket's mode lets nobody else in; a descriptor that leaked to another user still gets nothing.
         if !socket::peer_credentials(&socket).is_ok_and(|peer| peer.uid == 0) {
             return;
@@ -164,6 +163,14 @@ impl Pod {
         if self.watch(socket.as_fd(), Kind::Connection, serial).is_ok() {
             self.connections.insert(serial, Connection::new(socket));
         }
+    }
+
+    /// Out of descriptors (EMFILE): gives up the spare one to accept and close, because a connection that stays
+    /// in the backlog would wake the loop for ever. The peer sees an end of file.
+    fn turn_away(&mut self) {
+        self.spare = None;
+        let _ = socket::accept4(&self.listener);
+        self.spare = self.listener.try_clone().ok();
     }
 
     fn on_connection(&mut self, serial: u64, event: &Event) {
@@ -176,7 +183,6 @@ impl Pod {
         }
         for _ in 0..REQUESTS_PER_TURN {
             let Some(connection) = self.connections.get(&serial) else { return };
-            self.buffer.resize(READ_BYTES.max(MAX_MESSAGE), 0);
             match socket::recvmsg(connection, &mut self.buffer) {
                 Ok(Some(packet)) if packet.length > 0 => {
                     let request = Request::from_packet(&self.buffer[..packet.length]);
@@ -190,7 +196,7 @@ impl Pod {
 
     fn forget_connection(&mut self, serial: u64) {
         if let Some(connection) = self.connections.remove(&serial) {
-            self.unwatch(connection.as_fd());
+            let _ = self.poll.remove(&connection);
         }
     }
 
@@ -244,10 +250,6 @@ impl Pod {
             .map(|(serial, _)| *serial)
             .ok_or_else(|| refuse(FailureKind::NotFound, format!("container {id}: not in this pod")))
     }
-}
-
-fn pid_of(child: &Child) -> Pid {
-    Pid { pid: child.pid, start_ticks: child.start_ticks }
 }
 
 fn sys_failure(what: &str, error: &SysError) -> Failure {

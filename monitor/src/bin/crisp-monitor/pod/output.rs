@@ -35,7 +35,7 @@ enum Got {
 impl Pod {
     pub(super) fn on_output(&mut self, serial: u64, stream: Stream) {
         if matches!(self.read_output(serial, stream), Got::End) {
-            self.close_output(serial, stream);
+            self.close_stream(serial, stream);
             self.end_if_drained(serial);
         }
     }
@@ -46,8 +46,7 @@ impl Pod {
             return Got::Empty;
         };
         let Some(pipe) = life.pipes.of(stream) else { return Got::Empty };
-        self.buffer.resize(READ_BYTES, 0);
-        match read(pipe.as_fd(), &mut self.buffer) {
+        match read(pipe.as_fd(), &mut self.buffer[..READ_BYTES]) {
             Ok(0) => Got::End,
             Ok(length) => {
                 let nanos = time::realtime_nanos();
@@ -59,7 +58,7 @@ impl Pod {
         }
     }
 
-    fn close_output(&mut self, serial: u64, stream: Stream) {
+    fn close_stream(&mut self, serial: u64, stream: Stream) {
         let Some(life) = self.containers.get_mut(&serial).and_then(|container| container.life.as_mut())
         else {
             return;
@@ -70,9 +69,9 @@ impl Pod {
         }
     }
 
-    pub(super) fn unwatch_output(&mut self, serial: u64) {
-        self.close_output(serial, Stream::Stdout);
-        self.close_output(serial, Stream::Stderr);
+    pub(super) fn close_output(&mut self, serial: u64) {
+        self.close_stream(serial, Stream::Stdout);
+        self.close_stream(serial, Stream::Stderr);
     }
 
     /// The first process was reaped. Kills the rest and waits for the cgroup and the pipes to be empty.
@@ -110,7 +109,7 @@ impl Pod {
                     Got::Empty | Got::End => break,
                 }
             }
-            self.close_output(serial, stream);
+            self.close_stream(serial, stream);
         }
         self.end(serial);
     }
@@ -150,7 +149,7 @@ impl Pod {
         }
         let Some(End { code: real, nanos, oom_killed }) = life.end else { return };
         // A launch that failed ended by our own hand: its code says nothing about the program.
-        let code = if start.is_some() && life.failure.is_some() { START_ERROR_CODE } else { real };
+        let code = if start.is_some() && life.process.failure().is_some() { START_ERROR_CODE } else { real };
         let started_nanos = container.started_nanos;
         container.log_dropped = life.log.dropped();
         // Its space was reserved; should it fail all the same, the event and the next Hello still carry the exit.
@@ -159,7 +158,8 @@ impl Pod {
         container.exit = Some(exit.clone());
         let remove = container.remove;
         if let Some(asker) = start {
-            self.refuse(asker, life.failure.unwrap_or_else(|| died("start", real)));
+            let failure = life.process.failure().cloned();
+            self.refuse(asker, failure.unwrap_or_else(|| died("start", real)));
         }
         match remove {
             Some(asker) => {

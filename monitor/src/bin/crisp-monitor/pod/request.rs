@@ -6,9 +6,8 @@ use crisp_monitor::wire::{
     Body, Call, ContainerRef, Done, Failure, FailureKind, PodState, Request, Shutdown, Signal, VERSION,
     WireError,
 };
-use crisp_sys::process;
 
-use super::{Pod, pid_of};
+use super::Pod;
 use crate::cgroup;
 use crate::container::{Asker, Phase};
 use crate::refusal::{self, internal, refuse};
@@ -82,7 +81,7 @@ impl Pod {
         Answer::of(Body::Pod(PodState {
             version: VERSION,
             pid: nix::unistd::getpid().as_raw(),
-            init: self.init.as_ref().filter(|init| init.asker.is_none()).map(|init| pid_of(&init.child)),
+            init: self.init.as_ref().filter(|init| init.asker.is_none()).map(|init| init.process.pid),
             containers: self.containers.values().map(|container| container.state()).collect(),
         }))
     }
@@ -95,7 +94,7 @@ impl Pod {
         else {
             return Err(wrong_phase(id, &container.phase, "start"));
         };
-        life.child.go().map_err(|error| refusal::launch(&error))?;
+        life.process.go().map_err(|error| refusal::launch(&error))?;
         container.phase = Phase::Starting(asker);
         Ok(None)
     }
@@ -108,9 +107,10 @@ impl Pod {
             return Err(refuse(FailureKind::Invalid, text));
         }
         // A first process that was reaped has ended: nothing to do.
-        let life = self.containers.get(&serial).and_then(|container| container.life.as_ref());
-        let Some(life) = life.filter(|life| life.end.is_none()) else { return Ok(Answer::done()) };
-        match process::pidfd_send_signal(life.child.pidfd.as_fd(), call.signal) {
+        let Some(life) = self.containers.get(&serial).and_then(|container| container.life.as_ref()) else {
+            return Ok(Answer::done());
+        };
+        match life.process.signal(call.signal) {
             Ok(()) => Ok(Answer::done()),
             Err(error) if error.errno == nix::errno::Errno::ESRCH => Ok(Answer::done()),
             Err(error) => Err(internal(format!("signal container {id}"), error.errno)),
@@ -137,7 +137,7 @@ impl Pod {
             }
             (Phase::Preparing(_) | Phase::Created, Some(life)) if container.remove.is_none() => {
                 // The pidfd for the process itself, the cgroup for what it may have made.
-                let killed = process::pidfd_send_signal(life.child.pidfd.as_fd(), libc::SIGKILL);
+                let killed = life.process.signal(libc::SIGKILL);
                 let _ = cgroup::kill(life.cgroup.as_fd());
                 if let Err(error) = killed
                     && error.errno != nix::errno::Errno::ESRCH
@@ -158,15 +158,15 @@ impl Pod {
             if !call.kill {
                 return Err(wrong_phase(&container.id, &container.phase, "shut down"));
             }
-            let _ = process::pidfd_send_signal(life.child.pidfd.as_fd(), libc::SIGKILL);
+            let _ = life.process.signal(libc::SIGKILL);
             let _ = cgroup::kill(life.cgroup.as_fd());
         }
         for exec in self.execs.values() {
-            let _ = process::pidfd_send_signal(exec.child.pidfd.as_fd(), libc::SIGKILL);
+            let _ = exec.process.signal(libc::SIGKILL);
         }
         // Whatever is left in the pod's PID namespace dies with its init.
         if let Some(init) = &self.init {
-            let _ = process::pidfd_send_signal(init.child.pidfd.as_fd(), libc::SIGKILL);
+            let _ = init.process.signal(libc::SIGKILL);
         }
         self.ending = Some(asker);
         Ok(None)

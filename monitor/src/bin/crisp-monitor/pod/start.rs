@@ -5,16 +5,16 @@ use std::path::Path;
 
 use crisp_monitor::wire::{Create, Exec, Failure, FailureKind, PidNamespace};
 use crisp_runtime::launch::{self, Child, PidNs, Prepared, Stdio};
-use crisp_sys::process::{self, Wait};
 
 use super::request::{Served, wrong_phase};
-use super::{ExecProcess, Init, Pod, pid_of, sys_failure};
+use super::{ExecProcess, Init, Pod, sys_failure};
 use crate::cgroup;
 use crate::container::{Asker, Container, Life, Phase};
+use crate::launched::Launched;
 use crate::log::ContainerLog;
 use crate::refusal::{self, refuse};
 use crate::stdio;
-use crate::token::Kind;
+use crate::token::{Kind, Token};
 
 /// Containers a pod may hold, ended ones included: their states must fit one packet.
 const CONTAINERS_MAX: usize = 250;
@@ -32,8 +32,8 @@ impl Pod {
         let child =
             launch::pod_init(cgroup.as_fd(), oom_score_adj).map_err(|error| refusal::launch(&error))?;
         let serial = self.serial();
-        self.watch_child(&child, Kind::InitPid, Kind::InitReport, serial)?;
-        self.init = Some(Init { serial, child, asker: Some(asker), failure: None });
+        let process = self.watch_child(child, Kind::InitPid, Kind::InitReport, serial)?;
+        self.init = Some(Init { serial, process, asker: Some(asker) });
         Ok(None)
     }
 
@@ -59,30 +59,19 @@ impl Pod {
         let child = self.launch(&prepared, pid_namespace, &cgroup, stdio)?;
 
         let serial = self.serial();
-        self.watch_child(&child, Kind::ContainerPid, Kind::ContainerReport, serial)?;
+        let process = self.watch_child(child, Kind::ContainerPid, Kind::ContainerReport, serial)?;
         for (pipe, kind) in [(&pipes.stdout, Kind::Stdout), (&pipes.stderr, Kind::Stderr)] {
             let Some(pipe) = pipe else { continue };
             if let Err(error) = self.watch(pipe.as_fd(), kind, serial) {
-                give_up(&child);
+                process.give_up();
                 return Err(sys_failure("watch the output", &error));
             }
         }
-        let pid = pid_of(&child);
-        let life = Life {
-            child,
-            cgroup,
-            cgroup_events: None,
-            record,
-            pipes,
-            log,
-            oom_kills,
-            failure: None,
-            end: None,
-        };
+        let life = Life { process, cgroup, cgroup_events: None, record, pipes, log, oom_kills, end: None };
         let container = Container {
             id: call.container,
             phase: Phase::Preparing(asker),
-            pid,
+            pid: life.process.pid,
             pid_namespace,
             root,
             started_nanos: 0,
@@ -124,9 +113,12 @@ impl Pod {
         let target = match (pid_namespace, &self.init) {
             (PidNamespace::Own, _) => PidNs::Own,
             (PidNamespace::Host, _) => PidNs::Host,
-            (PidNamespace::Pod, Some(init)) if init.asker.is_none() => PidNs::Join(init.child.pidfd.as_fd()),
-            (PidNamespace::Pod, _) => {
-                return Err(refuse(FailureKind::Precondition, "the pod's shared PID namespace has no init"));
+            (PidNamespace::Pod, init) => {
+                let ready = init.as_ref().filter(|init| init.asker.is_none());
+                let pidfd = ready.and_then(|init| init.process.pidfd()).ok_or_else(|| {
+                    refuse(FailureKind::Precondition, "the pod's shared PID namespace has no init")
+                })?;
+                PidNs::Join(pidfd)
             }
         };
         launch::start(prepared, target, cgroup.as_fd(), stdio).map_err(|error| refusal::launch(&error))
@@ -147,30 +139,28 @@ impl Pod {
         let prepared = Prepared::decode(plan.as_fd(), Vec::new())
             .map_err(|error| refuse(FailureKind::Invalid, refusal::chain(&error)))?;
         let stdio = Stdio { stdin, stdout, stderr };
-        let child = launch::exec(&prepared, life.child.pidfd.as_fd(), cgroup.as_fd(), stdio)
+        let Some(target) = life.process.pidfd() else {
+            return Err(wrong_phase(&call.container, &container.phase, "exec"));
+        };
+        let child = launch::exec(&prepared, target, cgroup.as_fd(), stdio)
             .map_err(|error| refusal::launch(&error))?;
         let serial = self.serial();
-        self.watch_child(&child, Kind::ExecPid, Kind::ExecReport, serial)?;
-        self.execs.insert(serial, ExecProcess { name: call.exec, child, asker: Some(asker), failure: None });
+        let process = self.watch_child(child, Kind::ExecPid, Kind::ExecReport, serial)?;
+        self.execs.insert(serial, ExecProcess { name: call.exec, process, asker: Some(asker) });
         Ok(None)
     }
 
     /// Waits for a child's reports and its end; one that cannot be watched is killed and reaped.
-    fn watch_child(&self, child: &Child, pid: Kind, report: Kind, serial: u64) -> Result<(), Failure> {
-        let watched = self
-            .watch(child.report.as_fd(), report, serial)
-            .and_then(|()| self.watch(child.pidfd.as_fd(), pid, serial));
-        watched.map_err(|error| {
-            give_up(child);
-            sys_failure("watch the process", &error)
-        })
+    fn watch_child(&self, child: Child, pid: Kind, report: Kind, serial: u64) -> Result<Launched, Failure> {
+        let process = Launched::new(child);
+        match process.watch(&self.poll, Token::new(report, serial).pack(), Token::new(pid, serial).pack()) {
+            Ok(()) => Ok(process),
+            Err(error) => {
+                process.give_up();
+                Err(sys_failure("watch the process", &error))
+            }
+        }
     }
-}
-
-/// Kills and reaps a child that nobody will hear of; SIGKILL makes the wait short.
-fn give_up(child: &Child) {
-    let _ = process::pidfd_send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-    let _ = process::waitid(child.pidfd.as_fd(), Wait::Block);
 }
 
 fn open_log(call: &Create) -> Result<ContainerLog, Failure> {

@@ -1,0 +1,139 @@
+//! A process that was launched: first its reports, then only its pidfd, at last nothing.
+//!
+//! Once the program runs, the launch's memory (the plan, the report socket) is let go: what an idle container
+//! costs its pod is a pidfd.
+
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crisp_monitor::wire::{Failure, Pid};
+use crisp_runtime::LaunchError;
+use crisp_runtime::launch::{Child, Report};
+use crisp_sys::errno::SysError;
+use crisp_sys::poll::Poll;
+use crisp_sys::process::{Wait, pidfd_send_signal, waitid};
+
+use crate::refusal;
+
+/// What a launch had to say.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// Nothing (more).
+    Nothing,
+    /// The plan is executed, only `execve` is missing.
+    Ready,
+    /// The program runs.
+    Executed,
+    /// It went wrong; the process ends.
+    Failed,
+}
+
+#[derive(Debug)]
+enum State {
+    Launching(Child),
+    /// The program runs, or the launch has failed and the process dies.
+    Alive(OwnedFd),
+    Reaped,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) pid: Pid,
+    state: State,
+    failure: Option<Failure>,
+}
+
+impl Launched {
+    /// Takes over a child that was just cloned.
+    pub(crate) fn new(child: Child) -> Self {
+        let pid = Pid { pid: child.pid, start_ticks: child.start_ticks };
+        Launched { pid, state: State::Launching(child), failure: None }
+    }
+
+    /// `None` once it was reaped.
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.state {
+            State::Launching(child) => Some(child.pidfd.as_fd()),
+            State::Alive(pidfd) => Some(pidfd.as_fd()),
+            State::Reaped => None,
+        }
+    }
+
+    /// Watches for reports and the end.
+    pub(crate) fn watch(&self, poll: &Poll, report: u64, pid: u64) -> Result<(), SysError> {
+        let State::Launching(child) = &self.state else { return Ok(()) };
+        poll.add(&child.report, report, crisp_sys::poll::Interest::Read)?;
+        poll.add(&child.pidfd, pid, crisp_sys::poll::Interest::Read)
+    }
+
+    /// Lets it execute its program.
+    pub(crate) fn go(&mut self) -> Result<(), LaunchError> {
+        match &mut self.state {
+            State::Launching(child) => child.go(),
+            State::Alive(_) | State::Reaped => Err(LaunchError::Gone { what: "container" }),
+        }
+    }
+
+    /// The next report.
+    pub(crate) fn listen(&mut self, poll: &Poll) -> Said {
+        let State::Launching(child) = &mut self.state else { return Said::Nothing };
+        match child.read_report() {
+            Ok(None) => Said::Nothing,
+            Ok(Some(Report::Ready)) => Said::Ready,
+            Ok(Some(Report::Executed)) => {
+                self.settle(poll);
+                Said::Executed
+            }
+            Ok(Some(Report::Failed(error))) | Err(error) => {
+                self.condemn(refusal::launch(&error), poll);
+                Said::Failed
+            }
+        }
+    }
+
+    /// The launch has failed: nothing more is expected but the end, which SIGKILL makes certain.
+    pub(crate) fn condemn(&mut self, failure: Failure, poll: &Poll) {
+        self.failure.get_or_insert(failure);
+        self.settle(poll);
+        // ESRCH: it has ended by itself.
+        let _ = self.signal(libc::SIGKILL);
+    }
+
+    /// Why the launch failed.
+    pub(crate) fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    /// Sends a signal; nothing once it was reaped.
+    pub(crate) fn signal(&self, signal: i32) -> Result<(), SysError> {
+        self.pidfd().map_or(Ok(()), |pidfd| pidfd_send_signal(pidfd, signal))
+    }
+
+    /// Its exit code (status, or 128 + signal) if it has ended and was not reaped before.
+    pub(crate) fn reap(&mut self, poll: &Poll) -> Option<i32> {
+        let ended = waitid(self.pidfd()?, Wait::NoHang).ok()??;
+        self.settle(poll);
+        if let State::Alive(pidfd) = mem::replace(&mut self.state, State::Reaped) {
+            // A duplicate in a child that has not executed yet would keep the loop awake.
+            let _ = poll.remove(&pidfd);
+        }
+        Some(ended.code())
+    }
+
+    /// Kills and reaps a process that nobody will hear of; SIGKILL makes the wait short.
+    pub(crate) fn give_up(self) {
+        let _ = self.signal(libc::SIGKILL);
+        let _ = self.pidfd().map(|pidfd| waitid(pidfd, Wait::Block));
+    }
+
+    fn settle(&mut self, poll: &Poll) {
+        self.state = match mem::replace(&mut self.state, State::Reaped) {
+            State::Launching(child) => {
+                let _ = poll.remove(&child.report);
+                State::Alive(child.pidfd)
+            }
+            settled => settled,
+        };
+    }
+}
