@@ -1,1 +1,97 @@
-//! crisp-shim
+//! The daemon: CRI over a unix socket, one actor a pod, state records, recovery, configuration.
+//!
+//! It must not know how namespaces, mounts and cgroups are made: it asks `netns`, `runtime`, `image` and the
+//! pod's monitor. It makes no system call that those rooms have a name for, never forks, and never changes the
+//! namespaces of a thread that serves requests.
+
+pub mod cgroups;
+pub mod config;
+pub mod container;
+pub mod convert;
+pub mod error;
+pub mod id;
+pub mod link;
+pub mod node;
+pub mod pod;
+pub mod record;
+pub mod recover;
+pub mod server;
+mod setup;
+pub mod time;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use crisp_proto::{
+    admin::v1::admin_server::AdminServer,
+    runtime::v1::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
+};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::{
+    config::Config,
+    error::{RequestError, Stage},
+    server::{admin::Administration, image::Images, runtime::Runtime},
+};
+
+/// Largest message that the daemon takes: as large as CRI clients take.
+const MESSAGE_BYTES: usize = 16 << 20;
+
+/// Serves until `shutdown` completes. Pods go on without the daemon.
+///
+/// The socket is bound last: a list that is served before recovery is done would make kubelet run pods twice.
+///
+/// # Errors
+/// Something that the daemon cannot work without is missing; the text says what.
+pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RequestError> {
+    let path = socket_path(&config.listen)?;
+    let (node, lock) = setup::node(config).await?;
+    recover::all(&node).await?;
+    let listener = bind(&path)?;
+    tracing::info!(socket = %path.display(), "serving");
+    let served = tonic::transport::Server::builder()
+        .add_service(
+            RuntimeServiceServer::new(Runtime { node: node.clone() })
+                .max_decoding_message_size(MESSAGE_BYTES)
+                .max_encoding_message_size(MESSAGE_BYTES),
+        )
+        .add_service(
+            ImageServiceServer::new(Images { node: node.clone() })
+                .max_decoding_message_size(MESSAGE_BYTES)
+                .max_encoding_message_size(MESSAGE_BYTES),
+        )
+        .add_service(AdminServer::new(Administration { node }))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
+        .await
+        .stage("serve");
+    let _ = fs::remove_file(&path);
+    drop(lock);
+    served
+}
+
+fn socket_path(listen: &str) -> Result<PathBuf, RequestError> {
+    match listen.strip_prefix("unix://") {
+        Some(path) if path.starts_with('/') => Ok(path.into()),
+        _ => Err(RequestError::invalid(format!("listen {listen:?} is not unix:// and an absolute path"))),
+    }
+}
+
+/// Whoever can connect is root on this machine: the socket is for root and its group only (CRI has no
+/// authentication of its own).
+fn bind(path: &Path) -> Result<UnixListener, RequestError> {
+    let at = |what: &str| format!("{what} {}", path.display());
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).stage(at("make the directory of"))?;
+    }
+    // The lock on the state directory says that nobody serves here any more.
+    if path.exists() {
+        fs::remove_file(path).stage(at("remove the old socket"))?;
+    }
+    let listener = UnixListener::bind(path).stage(at("listen on"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).stage(at("protect"))?;
+    Ok(listener)
+}

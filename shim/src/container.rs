@@ -1,0 +1,8 @@
+//! What is done to a container, beside the actor that asked for it. The states are drawn in `pod`.
+
+pub mod create;
+mod devices;
+pub mod exec;
+pub mod remove;
+pub mod stop;
+pub mod update;

@@ -1,0 +1,255 @@
+//! Creating and starting: from a request and an image to a cloned process that waits for its start.
+
+use std::{
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crisp_image::Image;
+use crisp_monitor::{
+    record as exits,
+    wire::{self, Body, Call, ContainerRef},
+};
+use crisp_proto::runtime::v1 as cri;
+use crisp_runtime::{
+    oci,
+    user::{self, GroupPolicy, UserSpec, Who},
+};
+use crisp_sys::fd::memfd_create_sealed;
+
+use super::remove;
+use crate::{
+    convert::{
+        resources, signal,
+        spec::{self, PidMode, SpecInput},
+    },
+    error::{RequestError, Stage},
+    id::Id,
+    link::Link,
+    node::{Node, blocking},
+    pod::{View, teardown::cgroup_of},
+    record::{self, ContainerPhase, ContainerRecord, PodDir, ProcessId, SandboxRecord, UserRecord},
+    time::now_nanos,
+};
+
+/// Everything a container is cloned from, ready to be sent to the monitor.
+struct Prepared {
+    record: ContainerRecord,
+    call: wire::Create,
+    /// Plan, cgroup, exit record, root mount, mount sources: the order that the monitor expects.
+    fds: Vec<OwnedFd>,
+}
+
+/// Makes a container; on failure everything is undone.
+///
+/// # Errors
+/// Names the stage.
+pub async fn container(
+    node: &Arc<Node>,
+    view: &View,
+    id: &Id,
+    config: cri::ContainerConfig,
+) -> Result<ContainerRecord, RequestError> {
+    let name = config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
+    let stage = format!("create container {name}");
+    let link = view.link.clone().ok_or_else(|| RequestError::precondition("the sandbox is not ready"))?;
+    let pid = spec::check(&config, &view.sandbox.config).map_err(|error| error.at(&stage))?;
+    let image = find_image(node, &config).map_err(|error| error.at(&stage))?;
+    let (task_node, sandbox, task_id) = (node.clone(), view.sandbox.clone(), id.clone());
+    let prepared = blocking(move || prepare(&task_node, &sandbox, &task_id, config, pid, &image)).await;
+    let made = match prepared {
+        Ok(prepared) => clone(node, &link, prepared).await,
+        Err(error) => Err(error),
+    };
+    if made.is_err() {
+        undo(node, &link, &view.sandbox, id).await;
+    }
+    made.map_err(|error| error.at(stage))
+}
+
+async fn undo(node: &Arc<Node>, link: &Link, sandbox: &SandboxRecord, id: &Id) {
+    let _ = link.call(Call::Remove(ContainerRef { container: id.to_string() }), &[]).await;
+    let cgroup = cgroup_of(&sandbox.cgroup_parent, id.as_str());
+    if let Err(error) = remove::traces(node, &sandbox.id, id, &cgroup).await {
+        tracing::error!(container = %id, %error, "a failed container could not be undone; the next start tries again");
+    }
+}
+
+fn find_image(node: &Node, config: &cri::ContainerConfig) -> Result<Arc<Image>, RequestError> {
+    let wanted = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+    node.store
+        .get(wanted)
+        .stage(format_args!("image {wanted:?}"))?
+        .ok_or_else(|| RequestError::not_found("image", wanted))
+}
+
+fn prepare(
+    node: &Node,
+    sandbox: &SandboxRecord,
+    id: &Id,
+    config: cri::ContainerConfig,
+    pid: PidMode,
+    image: &Image,
+) -> Result<Prepared, RequestError> {
+    let dir = node.state.pod(&sandbox.id);
+    fs::create_dir(dir.container(id)).stage("make its directory")?;
+    let wanted = resources::resources(config.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?;
+    let snapshot = node.store.prepare(image, id.as_str()).stage("make its writable layer")?;
+    let root = snapshot.mount(false).stage("mount its root")?;
+    let identity = resolve_user(root.as_fd(), &config, image)?;
+    let record = new_record(node, sandbox, id, config, image, &dir, &identity)?;
+    // From here on a killed daemon knows what to undo.
+    record::write(&dir.container_record(id), &record).stage("creating")?;
+    let mut planned =
+        oci::plan(&record.spec, &oci::PlanInput { staging: node.state.staging() }).stage("plan")?;
+    make_mount_sources(&record.config)?;
+    let cgroup = node.cgroups.create_in(&sandbox.cgroup_parent, id.as_str()).stage("make its cgroup")?;
+    cgroup.apply(&wanted).stage("linux.resources")?;
+    let sources = planned.open_sources().stage("open the sources of its mounts")?;
+    let plan = memfd_create_sealed("plan", &prost::Message::encode_to_vec(&planned.plan)).stage("plan")?;
+    let exit = exits::create(&dir.container_exit(id)).stage("exit record")?;
+    let fds = [plan, cgroup.dir, exit.into(), root].into_iter().chain(sources).collect();
+    let call = wire::Create {
+        container: id.to_string(),
+        pid: match pid {
+            PidMode::Pod => wire::PidNamespace::Pod,
+            PidMode::Container => wire::PidNamespace::Own,
+            PidMode::Host => wire::PidNamespace::Host,
+        }
+        .into(),
+        log_dir: if record.log_path.is_empty() {
+            String::new()
+        } else {
+            sandbox.config.log_directory.clone()
+        },
+        log_path: record.config.log_path.clone(),
+        log_line_bytes: node.config.container.log_line_bytes,
+        stdin: record.config.stdin,
+    };
+    Ok(Prepared { record, call, fds })
+}
+
+/// A missing host path becomes a directory, as every CRI runtime does it.
+fn make_mount_sources(config: &cri::ContainerConfig) -> Result<(), RequestError> {
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let path = Path::new(&mount.host_path);
+        if !path.exists() {
+            fs::create_dir_all(path).stage(format_args!("mounts[{index}].host_path {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn resolve_user(
+    root: BorrowedFd<'_>,
+    config: &cri::ContainerConfig,
+    image: &Image,
+) -> Result<user::Identity, RequestError> {
+    let security = spec::security(config);
+    let user = match (security.run_as_username.as_str(), &security.run_as_user) {
+        ("", None) => Who::Image(image.config.user.clone()),
+        ("", Some(uid)) => Who::Uid(id_number("run_as_user", uid.value)?),
+        (name, _) => Who::Name(name.to_owned()),
+    };
+    let group = security.run_as_group.map(|gid| id_number("run_as_group", gid.value)).transpose()?;
+    let supplemental = security.supplemental_groups.iter().map(|gid| id_number("supplemental_groups", *gid));
+    let policy = match security.supplemental_groups_policy() {
+        cri::SupplementalGroupsPolicy::Merge => GroupPolicy::Merge,
+        cri::SupplementalGroupsPolicy::Strict => GroupPolicy::Strict,
+    };
+    let wanted = UserSpec { user, group, supplemental: supplemental.collect::<Result<_, _>>()?, policy };
+    user::resolve(root, &wanted).map_err(|error| RequestError::invalid(crate::error::chain(&error)))
+}
+
+/// A number that does not fit is refused, never cut to one that means root (CVE-2024-40635).
+fn id_number(field: &str, value: i64) -> Result<u32, RequestError> {
+    u32::try_from(value).map_err(|_| {
+        RequestError::invalid(format!("linux.security_context.{field}: {value} is out of range"))
+    })
+}
+
+fn new_record(
+    node: &Node,
+    sandbox: &SandboxRecord,
+    id: &Id,
+    config: cri::ContainerConfig,
+    image: &Image,
+    dir: &PodDir,
+    identity: &user::Identity,
+) -> Result<ContainerRecord, RequestError> {
+    let user = UserRecord { uid: identity.uid, gid: identity.gid, groups: identity.groups.clone() };
+    let files: Vec<(&str, PathBuf)> =
+        [("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")]
+            .map(|(destination, name)| (destination, dir.file(name)))
+            .into();
+    let host_ipc = !dir.shm().exists();
+    let spec = spec::spec(&SpecInput {
+        config: &config,
+        image: &image.config,
+        user: &user,
+        home: &identity.home,
+        hostname: &sandbox.hostname,
+        sandbox_files: &files,
+        shm: if host_ipc { "/dev/shm".into() } else { dir.shm() },
+        default_capabilities: &node.config.container.capabilities,
+        host_devices: super::devices::for_container(&config)?,
+    })?;
+    let asked = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+    let log_path = match (sandbox.config.log_directory.as_str(), config.log_path.as_str()) {
+        ("", _) | (_, "") => String::new(),
+        (directory, path) => Path::new(directory).join(path).to_string_lossy().into_owned(),
+    };
+    Ok(ContainerRecord {
+        version: record::VERSION,
+        id: id.clone(),
+        sandbox: sandbox.id.clone(),
+        phase: ContainerPhase::Creating,
+        created_nanos: now_nanos(),
+        image_id: image.id.to_string(),
+        image_ref: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string()),
+        image_name: image.tags.first().cloned().unwrap_or(asked),
+        user,
+        stop_signal: signal::stop_signal(config.stop_signal, image.config.stop_signal.as_deref())?,
+        log_path,
+        cgroup: cgroup_of(&sandbox.cgroup_parent, id.as_str()),
+        process: None,
+        spec,
+        config,
+    })
+}
+
+async fn clone(node: &Node, link: &Link, prepared: Prepared) -> Result<ContainerRecord, RequestError> {
+    let Prepared { mut record, call, fds } = prepared;
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    if borrowed.len() > wire::MAX_FDS {
+        return Err(RequestError::invalid(format!(
+            "{} mounts: more than the {} that one container can have",
+            record.config.mounts.len(),
+            wire::MAX_FDS - 16
+        )));
+    }
+    let (Body::Created(pid), _) = link.call(Call::Create(call), &borrowed).await? else {
+        return Err(RequestError::unknown("the monitor answered something else than it was asked"));
+    };
+    record.process = Some(ProcessId { pid: pid.pid, start_ticks: pid.start_ticks });
+    record.phase = ContainerPhase::Created;
+    let path = node.state.pod(&record.sandbox).container_record(&record.id);
+    record::write(&path, &record).stage("created")?;
+    Ok(record)
+}
+
+/// Lets a created container execute its program; gives the start time in nanoseconds since the epoch.
+///
+/// # Errors
+/// The program is not there or cannot be executed; the monitor's words.
+pub async fn start(link: Option<&Link>, record: &ContainerRecord) -> Result<i64, RequestError> {
+    let stage = format!("start container {}", record.id.short(12));
+    let link = link.ok_or_else(|| RequestError::precondition("the sandbox is not ready"))?;
+    match link.call(Call::Start(ContainerRef { container: record.id.to_string() }), &[]).await {
+        Ok((Body::Started(at), _)) => Ok(at.nanos),
+        Ok(_) => Err(RequestError::unknown("the monitor answered something else than it was asked")),
+        Err(error) => Err(error.at(stage)),
+    }
+}

@@ -1,0 +1,63 @@
+//! Removing: what runs is killed, the monitor forgets it, and its cgroup, writable layer and directory go.
+
+use std::{fs, io, sync::Arc};
+
+use crisp_monitor::wire::{Call, ContainerRef};
+use tokio::sync::watch;
+
+use super::stop;
+use crate::{
+    error::{Class, RequestError, Stage},
+    id::Id,
+    link::Link,
+    node::{Node, blocking},
+    record::{ContainerPhase, ContainerRecord},
+};
+
+/// Removes a container. Log files are kubelet's and stay.
+///
+/// # Errors
+/// The first thing that could not be taken away; a repeated call goes on there.
+pub async fn container(
+    node: &Arc<Node>,
+    link: Option<&Link>,
+    record: &ContainerRecord,
+    mut ended: watch::Receiver<bool>,
+) -> Result<(), RequestError> {
+    let stage = format!("remove container {}", record.id.short(12));
+    if matches!(record.phase, ContainerPhase::Running { .. }) {
+        stop::kill(node, record).await?;
+        stop::wait_killed(record, &mut ended).await?;
+    }
+    forget_in_monitor(link, &record.id).await.map_err(|error| error.at(&stage))?;
+    traces(node, &record.sandbox, &record.id, &record.cgroup).await.map_err(|error| error.at(stage))
+}
+
+/// The monitor kills what was created and never started, and lets go of the root mount.
+async fn forget_in_monitor(link: Option<&Link>, id: &Id) -> Result<(), RequestError> {
+    let Some(link) = link else { return Ok(()) };
+    match link.call(Call::Remove(ContainerRef { container: id.to_string() }), &[]).await {
+        Ok(_) => Ok(()),
+        // It never knew it, or is gone itself: there is nothing to let go of.
+        Err(error) if matches!(error.class, Class::NotFound | Class::Unavailable) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what a container leaves on the host.
+///
+/// # Errors
+/// See [`container`].
+pub async fn traces(node: &Arc<Node>, sandbox: &Id, id: &Id, cgroup: &str) -> Result<(), RequestError> {
+    let (task_node, cgroup) = (node.clone(), cgroup.to_owned());
+    blocking(move || task_node.cgroups.remove(&cgroup).stage(format_args!("remove cgroup {cgroup}"))).await?;
+    node.store.release(id.as_str()).await.stage("remove its writable layer")?;
+    let dir = node.state.pod(sandbox).container(id);
+    blocking(move || match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).stage(format_args!("remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    })
+    .await
+}

@@ -1,0 +1,11 @@
+//! CRI messages become what the daemon works with, and back. Pure functions, no I/O.
+//!
+//! Every field of a request is used, or is documented here as having no object in crisp, or is refused by name.
+
+pub mod resources;
+pub mod sandbox;
+pub mod signal;
+pub mod spec;
+mod spec_check;
+mod spec_mounts;
+pub mod status;

@@ -1,0 +1,304 @@
+//! `PodSandboxConfig` -> [`SandboxPlan`]: everything checked before anything is made.
+//!
+//! `linux.security_context`'s user, groups, seccomp, AppArmor and read-only root describe a sandbox process;
+//! crisp has none, so they have no object here. `linux.resources` and `linux.overhead` are size hints for
+//! virtual machines (CRI contract): kept with the record, never written to a cgroup.
+
+use crisp_netns::sysctl::{Owner, Sysctl};
+use crisp_proto::runtime::v1 as cri;
+
+use crate::error::RequestError;
+
+/// Longest hostname the kernel takes, in bytes (`__NEW_UTS_LEN`).
+const HOSTNAME_BYTES: usize = 64;
+
+/// A checked sandbox configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SandboxPlan {
+    /// The name under which a repeated request finds the first one's result.
+    pub key: String,
+    /// Use the host's network (and, with it, its UTS namespace).
+    pub host_network: bool,
+    /// Use the host's System V IPC, POSIX queues and `/dev/shm`.
+    pub host_ipc: bool,
+    /// The containers share one PID namespace, which needs an init of crisp's.
+    pub shared_pid: bool,
+    /// Sysctls to write inside the new namespaces, defaults among them, sorted by name.
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// Checks a sandbox configuration.
+///
+/// # Errors
+/// `Invalid` or `Unimplemented`, naming the field.
+pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError> {
+    let key = key(config)?;
+    check_hostname(&config.hostname)?;
+    check_log_directory(&config.log_directory)?;
+    if let Some(dns) = &config.dns_config {
+        check_dns(dns)?;
+    }
+    check_ports(&config.port_mappings)?;
+    let linux = config.linux.clone().unwrap_or_default();
+    let security = linux.security_context.clone().unwrap_or_default();
+    let options = security.namespace_options.clone().unwrap_or_default();
+    check_user_namespace(options.userns_options.as_ref())?;
+    let host_network = shared_or_host("network", options.network)?;
+    let host_ipc = shared_or_host("ipc", options.ipc)?;
+    let shared_pid = shared_pid(options.pid)?;
+    if security.selinux_options.as_ref().is_some_and(|options| *options != cri::SeLinuxOption::default()) {
+        return Err(RequestError::unsupported("linux.security_context.selinux_options"));
+    }
+    let sysctls = sysctls(&linux, host_network, host_ipc)?;
+    Ok(SandboxPlan { key, host_network, host_ipc, shared_pid, sysctls })
+}
+
+/// The name under which a sandbox is reserved: `name_namespace_uid_attempt`.
+fn key(config: &cri::PodSandboxConfig) -> Result<String, RequestError> {
+    let Some(metadata) = &config.metadata else {
+        return Err(RequestError::invalid("sandbox config: metadata is missing"));
+    };
+    for (field, value) in
+        [("name", &metadata.name), ("namespace", &metadata.namespace), ("uid", &metadata.uid)]
+    {
+        if value.is_empty() {
+            return Err(RequestError::invalid(format!("sandbox config: metadata.{field} is empty")));
+        }
+        if value.len() > 1024 || value.chars().any(char::is_control) {
+            return Err(RequestError::invalid(format!(
+                "sandbox config: metadata.{field} is too long or has control characters"
+            )));
+        }
+    }
+    Ok(format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt))
+}
+
+fn check_hostname(hostname: &str) -> Result<(), RequestError> {
+    if hostname.len() > HOSTNAME_BYTES {
+        return Err(RequestError::invalid(format!(
+            "hostname has {} bytes; the kernel takes {HOSTNAME_BYTES}",
+            hostname.len()
+        )));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if hostname.chars().all(allowed) {
+        Ok(())
+    } else {
+        Err(RequestError::invalid(format!("hostname {hostname:?} has a character no hostname may have")))
+    }
+}
+
+fn check_log_directory(directory: &str) -> Result<(), RequestError> {
+    if directory.is_empty() {
+        return Ok(());
+    }
+    check_absolute("log_directory", directory)
+}
+
+/// An absolute path without `..` and control characters.
+///
+/// # Errors
+/// `Invalid`, naming the field.
+pub fn check_absolute(field: &str, path: &str) -> Result<(), RequestError> {
+    let clean = path.starts_with('/')
+        && !path.split('/').any(|part| part == "..")
+        && !path.chars().any(char::is_control)
+        && path.len() < 4096;
+    if clean {
+        Ok(())
+    } else {
+        Err(RequestError::invalid(format!("{field} {path:?} is not an absolute path without `..`")))
+    }
+}
+
+fn check_dns(dns: &cri::DnsConfig) -> Result<(), RequestError> {
+    let groups = [("servers", &dns.servers), ("searches", &dns.searches), ("options", &dns.options)];
+    for (field, values) in groups {
+        for value in values {
+            if value.is_empty() || value.chars().any(|c| c.is_whitespace() || c.is_control()) {
+                return Err(RequestError::invalid(format!("dns_config.{field}: {value:?} is not one word")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ports without a host port are what a container says about itself; a host port needs rules on the host.
+fn check_ports(ports: &[cri::PortMapping]) -> Result<(), RequestError> {
+    for (index, port) in ports.iter().enumerate() {
+        if port.host_port != 0 {
+            return Err(RequestError::unsupported(&format!("port_mappings[{index}].host_port")));
+        }
+    }
+    Ok(())
+}
+
+/// Absent and NODE without mappings mean the host's user namespace, as in containerd and CRI-O.
+fn check_user_namespace(options: Option<&cri::UserNamespace>) -> Result<(), RequestError> {
+    let Some(options) = options else { return Ok(()) };
+    let field = "linux.security_context.namespace_options.userns_options";
+    match options.mode() {
+        cri::NamespaceMode::Node if options.uids.is_empty() && options.gids.is_empty() => Ok(()),
+        cri::NamespaceMode::Node => {
+            Err(RequestError::invalid(format!("{field}: mode NODE takes no id mappings")))
+        }
+        cri::NamespaceMode::Pod => Err(RequestError::unsupported(&format!("{field} (mode POD)"))),
+        mode => Err(RequestError::invalid(format!("{field}: mode {} is not possible", mode.as_str_name()))),
+    }
+}
+
+/// `false`: the pod's own; `true`: the host's.
+fn shared_or_host(which: &str, mode: i32) -> Result<bool, RequestError> {
+    match cri::NamespaceMode::try_from(mode) {
+        Ok(cri::NamespaceMode::Pod | cri::NamespaceMode::Container) => Ok(false),
+        Ok(cri::NamespaceMode::Node) => Ok(true),
+        _ => Err(RequestError::invalid(format!(
+            "linux.security_context.namespace_options.{which}: mode {mode} is not possible"
+        ))),
+    }
+}
+
+fn shared_pid(mode: i32) -> Result<bool, RequestError> {
+    match cri::NamespaceMode::try_from(mode) {
+        Ok(cri::NamespaceMode::Target) | Err(_) => Err(RequestError::invalid(format!(
+            "linux.security_context.namespace_options.pid: mode {mode} is not possible for a sandbox"
+        ))),
+        Ok(mode) => Ok(mode == cri::NamespaceMode::Pod),
+    }
+}
+
+/// Only names that a namespace of the pod owns, and values that are one line: CVE-2022-0811 smuggled a second
+/// setting in a value, CVE-2022-0532 reached the host through a namespace that the pod did not have.
+fn sysctls(
+    linux: &cri::LinuxPodSandboxConfig,
+    host_network: bool,
+    host_ipc: bool,
+) -> Result<Vec<(String, String)>, RequestError> {
+    let mut all = std::collections::BTreeMap::new();
+    if !host_network {
+        all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+        all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+    }
+    for (name, value) in &linux.sysctls {
+        let refuse = |why: &str| Err(RequestError::invalid(format!("linux.sysctls: {name:?} {why}")));
+        let sysctl =
+            Sysctl::parse(name).map_err(|error| RequestError::invalid(format!("linux.sysctls: {error}")))?;
+        if value.chars().any(char::is_control) || value.len() > 1024 {
+            return refuse("has a value that is not one short line");
+        }
+        match sysctl.owner() {
+            Owner::Ipc if host_ipc => return refuse("would change the host's IPC namespace"),
+            Owner::Net if host_network => return refuse("would change the host's network"),
+            Owner::Uts => return refuse("is what the field hostname is for"),
+            Owner::Ipc | Owner::Net => {}
+        }
+        all.insert(name.clone(), value.clone());
+    }
+    Ok(all.into_iter().collect())
+}
+
+/// The text of `/etc/resolv.conf` for a DNS configuration; the host's own file when there is none.
+#[must_use]
+pub fn resolv_conf(dns: Option<&cri::DnsConfig>, host: &str) -> String {
+    let Some(dns) = dns else { return host.to_owned() };
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+
+    fn config() -> cri::PodSandboxConfig {
+        let metadata = cri::PodSandboxMetadata {
+            name: "web".into(),
+            uid: "u".into(),
+            namespace: "default".into(),
+            attempt: 2,
+        };
+        cri::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }
+    }
+
+    fn with_options(options: cri::NamespaceOption) -> cri::PodSandboxConfig {
+        let security =
+            cri::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+        let linux = cri::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
+        cri::PodSandboxConfig { linux: Some(linux), ..config() }
+    }
+
+    fn with_sysctl(name: &str, value: &str) -> cri::PodSandboxConfig {
+        let linux = cri::LinuxPodSandboxConfig {
+            sysctls: [(name.to_owned(), value.to_owned())].into(),
+            ..Default::default()
+        };
+        cri::PodSandboxConfig { linux: Some(linux), ..config() }
+    }
+
+    #[test]
+    fn the_least_config_makes_a_pod_with_its_own_namespaces() {
+        let plan = plan(&config()).unwrap();
+        assert_eq!(plan.key, "web_default_u_2");
+        assert!(!plan.host_network && !plan.host_ipc);
+    }
+
+    #[test]
+    fn a_user_namespace_is_refused_by_name() {
+        let userns = cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), ..Default::default() };
+        let error =
+            plan(&with_options(cri::NamespaceOption { userns_options: Some(userns), ..Default::default() }))
+                .unwrap_err();
+        assert_eq!(error.class, Class::Unimplemented);
+        assert!(error.text.contains("userns_options"), "{error}");
+    }
+
+    #[test]
+    fn c04_c05_sysctls_reach_only_namespaces_that_the_pod_has() {
+        for name in
+            ["kernel.core_pattern", "kernel.shm_rmid_forced/../core_pattern", "vm.swappiness", "", "net..x"]
+        {
+            assert_eq!(plan(&with_sysctl(name, "1")).unwrap_err().class, Class::Invalid, "{name}");
+        }
+        assert!(plan(&with_sysctl("kernel.shm_rmid_forced", "1\nkernel.core_pattern=|/evil")).is_err());
+        assert!(plan(&with_sysctl("kernel.shm_rmid_forced", "1")).is_ok());
+        let mut host = with_sysctl("net.ipv4.ip_forward", "1");
+        let options = cri::NamespaceOption { network: cri::NamespaceMode::Node.into(), ..Default::default() };
+        host.linux.as_mut().unwrap().security_context =
+            Some(cri::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() });
+        assert!(plan(&host).unwrap_err().text.contains("host's network"));
+    }
+
+    #[test]
+    fn c13_hostname_and_dns_are_checked() {
+        for hostname in ["a\nb", "a b", &"x".repeat(65)] {
+            assert!(plan(&cri::PodSandboxConfig { hostname: hostname.into(), ..config() }).is_err());
+        }
+        let dns =
+            cri::DnsConfig { servers: vec!["1.1.1.1\nnameserver 6.6.6.6".into()], ..Default::default() };
+        assert!(plan(&cri::PodSandboxConfig { dns_config: Some(dns), ..config() }).is_err());
+    }
+
+    #[test]
+    fn resolv_conf_is_as_kubelet_expects() {
+        let dns = cri::DnsConfig {
+            servers: vec!["10.10.10.10".into()],
+            searches: vec!["google.com".into(), "x.y".into()],
+            options: vec!["ndots:8".into()],
+        };
+        assert_eq!(
+            resolv_conf(Some(&dns), "host"),
+            "search google.com x.y\nnameserver 10.10.10.10\noptions ndots:8\n"
+        );
+        assert_eq!(resolv_conf(Some(&cri::DnsConfig::default()), "host"), "");
+        assert_eq!(resolv_conf(None, "host"), "host");
+    }
+}

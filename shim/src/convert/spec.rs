@@ -1,0 +1,390 @@
+//! `ContainerConfig` + image configuration + resolved user -> OCI runtime spec.
+//!
+//! Pure: what needs the root file system (users) or the host (device nodes) comes in as arguments. What the
+//! spec says is what `runtime::oci` turns into operations.
+
+use std::{collections::HashSet, path::PathBuf};
+
+use crisp_image::ImageConfig;
+use crisp_proto::runtime::v1 as cri;
+use oci_spec::runtime::{
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxNamespaceBuilder,
+    LinuxNamespaceType, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+};
+
+pub use super::spec_check::{PidMode, check};
+use super::spec_mounts::mounts;
+use crate::{
+    error::{RequestError, Stage},
+    record::UserRecord,
+};
+
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Everything a spec is made from.
+#[derive(Clone, Debug)]
+pub struct SpecInput<'a> {
+    /// The request.
+    pub config: &'a cri::ContainerConfig,
+    /// The image's own configuration.
+    pub image: &'a ImageConfig,
+    /// Resolved credentials.
+    pub user: &'a UserRecord,
+    /// Home directory of the user, for `HOME`.
+    pub home: &'a str,
+    /// The sandbox's hostname, for `HOSTNAME`.
+    pub hostname: &'a str,
+    /// Files of the sandbox, mounted unless the request mounts something at the same place:
+    /// (destination, host path).
+    pub sandbox_files: &'a [(&'a str, PathBuf)],
+    /// Host path of the pod's `/dev/shm`.
+    pub shm: PathBuf,
+    /// Capabilities that a container has unless the request says otherwise.
+    pub default_capabilities: &'a [String],
+    /// For privileged containers: every device node of the host.
+    pub host_devices: Vec<LinuxDevice>,
+}
+
+/// Builds the spec.
+///
+/// # Errors
+/// `Invalid`, naming the field.
+pub fn spec(input: &SpecInput<'_>) -> Result<Spec, RequestError> {
+    let security = security(input.config);
+    let privileged = security.privileged;
+    let linux = LinuxBuilder::default()
+        .namespaces(namespaces(privileged)?)
+        .masked_paths(if privileged { vec![] } else { security.masked_paths.clone() })
+        .readonly_paths(if privileged { vec![] } else { security.readonly_paths.clone() })
+        .devices(input.host_devices.clone())
+        .build()
+        .stage("spec: linux")?;
+    let root = RootBuilder::default()
+        .path("rootfs")
+        .readonly(security.readonly_rootfs)
+        .build()
+        .stage("spec: root")?;
+    SpecBuilder::default()
+        .version("1.2.0")
+        .root(root)
+        .hostname(input.hostname)
+        .process(process(input, &security)?)
+        .mounts(mounts(input, &security)?)
+        .linux(linux)
+        .build()
+        .stage("spec")
+}
+
+/// The request's security context, empty if absent.
+#[must_use]
+pub fn security(config: &cri::ContainerConfig) -> cri::LinuxContainerSecurityContext {
+    config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
+}
+
+/// The namespaces that the plan makes itself. Network, IPC, UTS and PID ones are given by where the monitor
+/// clones the process.
+fn namespaces(privileged: bool) -> Result<Vec<oci_spec::runtime::LinuxNamespace>, RequestError> {
+    let mut kinds = vec![LinuxNamespaceType::Mount];
+    if !privileged {
+        kinds.push(LinuxNamespaceType::Cgroup);
+    }
+    kinds
+        .into_iter()
+        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build().stage("spec: namespace"))
+        .collect()
+}
+
+fn process(
+    input: &SpecInput<'_>,
+    security: &cri::LinuxContainerSecurityContext,
+) -> Result<oci_spec::runtime::Process, RequestError> {
+    let cwd = match (input.config.working_dir.as_str(), input.image.working_dir.as_str()) {
+        ("", "") => "/",
+        ("", image) => image,
+        (requested, _) => requested,
+    };
+    super::sandbox::check_absolute("working_dir", cwd)?;
+    let user = UserBuilder::default()
+        .uid(input.user.uid)
+        .gid(input.user.gid)
+        .additional_gids(input.user.groups.clone())
+        .umask(0o022u32)
+        .build()
+        .stage("spec: user")?;
+    let resources = input.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    let mut process = ProcessBuilder::default()
+        .args(args(input.config, input.image)?)
+        .env(env(input)?)
+        .cwd(cwd)
+        .user(user)
+        .terminal(false)
+        .no_new_privileges(security.no_new_privs)
+        .capabilities(capabilities(security, input.default_capabilities)?)
+        .build()
+        .stage("spec: process")?;
+    process.set_rlimits(None);
+    process.set_oom_score_adj(Some(oom_score_adj(resources)?));
+    Ok(process)
+}
+
+fn oom_score_adj(resources: Option<&cri::LinuxContainerResources>) -> Result<i32, RequestError> {
+    let value = resources.map_or(0, |resources| resources.oom_score_adj);
+    if (-1000..=1000).contains(&value) {
+        Ok(i32::try_from(value).unwrap_or_default())
+    } else {
+        Err(RequestError::invalid(format!("linux.resources.oom_score_adj {value} is not in -1000..=1000")))
+    }
+}
+
+/// CRI: a command without arguments drops the image's arguments, too.
+fn args(config: &cri::ContainerConfig, image: &ImageConfig) -> Result<Vec<String>, RequestError> {
+    let args = match (config.command.is_empty(), config.args.is_empty()) {
+        (true, true) => [image.entrypoint.as_slice(), &image.cmd].concat(),
+        (true, false) => [image.entrypoint.as_slice(), &config.args].concat(),
+        (false, _) => [config.command.as_slice(), &config.args].concat(),
+    };
+    if args.first().is_none_or(String::is_empty) {
+        return Err(RequestError::invalid(
+            "no command specified: neither the container nor its image has one",
+        ));
+    }
+    if args.iter().any(|arg| arg.contains('\0')) {
+        return Err(RequestError::invalid("command or args: a NUL byte cannot be passed to a program"));
+    }
+    Ok(args)
+}
+
+/// Later ones win, each key keeps its first place. `HOME` is added last, when nobody has set it.
+fn env(input: &SpecInput<'_>) -> Result<Vec<String>, RequestError> {
+    let mut list: Vec<(String, String)> = Vec::new();
+    let mut set = |key: &str, value: &str| match list.iter_mut().find(|(known, _)| known == key) {
+        Some((_, old)) => value.clone_into(old),
+        None => list.push((key.to_owned(), value.to_owned())),
+    };
+    if let Some((key, value)) = PATH.split_once('=') {
+        set(key, value);
+    }
+    set("HOSTNAME", input.hostname);
+    for entry in &input.image.env {
+        let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
+        check_env(key, value)?;
+        set(key, value);
+    }
+    for entry in &input.config.envs {
+        let value = std::str::from_utf8(&entry.value)
+            .map_err(|_| RequestError::invalid(format!("envs: the value of {:?} is not UTF-8", entry.key)))?;
+        check_env(&entry.key, value)?;
+        set(&entry.key, value);
+    }
+    if !list.iter().any(|(key, _)| key == "HOME") {
+        list.push(("HOME".to_owned(), input.home.to_owned()));
+    }
+    Ok(list.into_iter().map(|(key, value)| format!("{key}={value}")).collect())
+}
+
+fn check_env(key: &str, value: &str) -> Result<(), RequestError> {
+    if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+        return Err(RequestError::invalid(format!("envs: {key:?} is not an environment variable")));
+    }
+    Ok(())
+}
+
+/// CRI's order: everything when ALL is added, nothing when ALL is dropped, then single adds, then single drops.
+/// Inheritable stays empty (CVE-2022-24769) but for ambient ones, which need it.
+fn capabilities(
+    security: &cri::LinuxContainerSecurityContext,
+    defaults: &[String],
+) -> Result<oci_spec::runtime::LinuxCapabilities, RequestError> {
+    let asked = security.capabilities.clone().unwrap_or_default();
+    let has_all = |list: &[String]| list.iter().any(|name| is_all(name));
+    let mut set: HashSet<Capability> = HashSet::new();
+    if security.privileged || has_all(&asked.add_capabilities) {
+        set = all_capabilities();
+    } else {
+        for name in defaults {
+            set.insert(capability(name)?);
+        }
+    }
+    if !security.privileged {
+        if has_all(&asked.drop_capabilities) {
+            set.clear();
+        }
+        for name in asked.add_capabilities.iter().filter(|name| !is_all(name)) {
+            set.insert(capability(name)?);
+        }
+        for name in asked.drop_capabilities.iter().filter(|name| !is_all(name)) {
+            set.remove(&capability(name)?);
+        }
+    }
+    let mut ambient = HashSet::new();
+    for name in &asked.add_ambient_capabilities {
+        let one = capability(name)?;
+        ambient.insert(one);
+        set.insert(one);
+    }
+    LinuxCapabilitiesBuilder::default()
+        .bounding(set.clone())
+        .permitted(set.clone())
+        .effective(set)
+        .inheritable(ambient.clone())
+        .ambient(ambient)
+        .build()
+        .stage("spec: capabilities")
+}
+
+fn is_all(name: &str) -> bool {
+    name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL")
+}
+
+fn capability(name: &str) -> Result<Capability, RequestError> {
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    serde_json::from_value(serde_json::Value::String(format!("CAP_{bare}")))
+        .map_err(|_| RequestError::invalid(format!("capabilities: {name:?} is not a capability")))
+}
+
+/// Every capability that this kernel has (`/proc/sys/kernel/cap_last_cap` is read by the runtime; a bit above
+/// it is dropped there).
+fn all_capabilities() -> HashSet<Capability> {
+    caps_names().iter().filter_map(|name| capability(name).ok()).collect()
+}
+
+fn caps_names() -> &'static [&'static str] {
+    &[
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+        "MAC_OVERRIDE",
+        "MAC_ADMIN",
+        "SYSLOG",
+        "WAKE_ALARM",
+        "BLOCK_SUSPEND",
+        "AUDIT_READ",
+        "PERFMON",
+        "BPF",
+        "CHECKPOINT_RESTORE",
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+
+    fn words(list: &[&str]) -> Vec<String> {
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    fn build(config: &cri::ContainerConfig, image: &ImageConfig) -> Result<Spec, RequestError> {
+        let defaults: Vec<String> = ["CHOWN", "KILL", "NET_RAW"].map(String::from).into();
+        spec(&SpecInput {
+            config,
+            image,
+            user: &UserRecord { uid: 1000, gid: 100, groups: vec![100, 7] },
+            home: "/home/me",
+            hostname: "pod",
+            sandbox_files: &[("/etc/hosts", "/state/hosts".into())],
+            shm: "/state/shm".into(),
+            default_capabilities: &defaults,
+            host_devices: vec![],
+        })
+    }
+
+    fn args_of(config: &cri::ContainerConfig) -> Vec<String> {
+        let image =
+            ImageConfig { entrypoint: words(&["/e", "x"]), cmd: words(&["c"]), ..ImageConfig::default() };
+        let spec = build(config, &image).unwrap();
+        spec.process().clone().unwrap().args().clone().unwrap()
+    }
+
+    #[test]
+    fn command_and_args_follow_the_four_rules_of_cri() {
+        let command = |command: &[&str], args: &[&str]| cri::ContainerConfig {
+            command: words(command),
+            args: words(args),
+            ..Default::default()
+        };
+        assert_eq!(args_of(&command(&[], &[])), ["/e", "x", "c"]);
+        assert_eq!(args_of(&command(&[], &["a"])), ["/e", "x", "a"]);
+        assert_eq!(args_of(&command(&["k"], &[])), ["k"]);
+        assert_eq!(args_of(&command(&["k"], &["a"])), ["k", "a"]);
+        let nothing = build(&cri::ContainerConfig::default(), &ImageConfig::default()).unwrap_err();
+        assert!(nothing.text.contains("no command specified"), "{nothing}");
+    }
+
+    #[test]
+    fn environment_is_default_then_hostname_then_image_then_request() {
+        let config = cri::ContainerConfig {
+            command: vec!["x".into()],
+            envs: vec![cri::KeyValue { key: "A".into(), value: "2".into() }],
+            ..Default::default()
+        };
+        let image = ImageConfig { env: words(&["A=1", "PATH=/bin"]), ..ImageConfig::default() };
+        let spec = build(&config, &image).unwrap();
+        let env = spec.process().clone().unwrap().env().clone().unwrap();
+        assert_eq!(env, ["PATH=/bin", "HOSTNAME=pod", "A=2", "HOME=/home/me"]);
+    }
+
+    fn bounding(security: cri::LinuxContainerSecurityContext) -> Result<Vec<String>, RequestError> {
+        let linux = cri::LinuxContainerConfig { security_context: Some(security), ..Default::default() };
+        let config =
+            cri::ContainerConfig { command: vec!["x".into()], linux: Some(linux), ..Default::default() };
+        let spec = build(&config, &ImageConfig::default())?;
+        let sets = spec.process().clone().unwrap().capabilities().clone().unwrap();
+        let mut names: Vec<String> =
+            sets.bounding().clone().unwrap().iter().map(ToString::to_string).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn change(add: &[&str], drop: &[&str]) -> cri::LinuxContainerSecurityContext {
+        cri::LinuxContainerSecurityContext {
+            capabilities: Some(cri::Capability {
+                add_capabilities: words(add),
+                drop_capabilities: words(drop),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn capabilities_are_added_and_dropped_in_cris_order() {
+        assert_eq!(bounding(change(&[], &["net_raw"])).unwrap().len(), 2);
+        assert_eq!(bounding(change(&[], &["ALL"])).unwrap().len(), 0);
+        assert_eq!(bounding(change(&["CAP_SYS_TIME"], &["ALL"])).unwrap().len(), 1);
+        assert_eq!(bounding(change(&["ALL"], &["KILL"])).unwrap().len(), caps_names().len() - 1);
+        let error = bounding(change(&["FLY"], &[])).unwrap_err();
+        assert_eq!(error.class, Class::Invalid);
+        assert!(error.text.contains("FLY"));
+    }
+}

@@ -1,0 +1,266 @@
+//! What a container request may ask for, checked before anything is made: bad input is refused at Create.
+
+use crisp_proto::runtime::v1 as cri;
+
+use super::{sandbox::check_absolute, spec::security};
+use crate::error::RequestError;
+
+/// Which PID namespace the container lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PidMode {
+    /// Shared by the pod's containers; CRI's zero value.
+    Pod,
+    /// Its own.
+    Container,
+    /// The host's.
+    Host,
+}
+
+/// Checks a container request against its sandbox.
+///
+/// # Errors
+/// `Invalid` or `Unimplemented`, naming the field.
+pub fn check(
+    config: &cri::ContainerConfig,
+    sandbox: &cri::PodSandboxConfig,
+) -> Result<PidMode, RequestError> {
+    let Some(metadata) = &config.metadata else {
+        return Err(RequestError::invalid("container config: metadata is missing"));
+    };
+    if metadata.name.is_empty() || metadata.name.chars().any(char::is_control) {
+        return Err(RequestError::invalid(
+            "container config: metadata.name is empty or has control characters",
+        ));
+    }
+    if config.image.as_ref().is_none_or(|image| image.image.is_empty()) {
+        return Err(RequestError::invalid("container config: image.image is empty"));
+    }
+    if config.tty {
+        return Err(RequestError::unsupported("tty"));
+    }
+    if let Some(device) = config.devices.first() {
+        return Err(RequestError::unsupported(&format!("devices ({})", device.host_path)));
+    }
+    if let Some(device) = config.cdi_devices.first() {
+        return Err(RequestError::unsupported(&format!("CDI_devices ({})", device.name)));
+    }
+    check_log_path(&config.log_path)?;
+    let security = security(config);
+    check_security(&security, sandbox)?;
+    for (index, mount) in config.mounts.iter().enumerate() {
+        check_mount(mount, security.privileged).map_err(|error| error.at(format_args!("mounts[{index}]")))?;
+    }
+    pid_mode(&security, sandbox)
+}
+
+/// Relative, and staying below the sandbox's log directory (CVE-2026-53489's class: a log path that leaves it).
+fn check_log_path(path: &str) -> Result<(), RequestError> {
+    let bad = path.starts_with('/')
+        || path.split('/').any(|part| part == "..")
+        || path.chars().any(char::is_control);
+    if bad {
+        return Err(RequestError::invalid(format!("log_path {path:?} leaves the sandbox's log_directory")));
+    }
+    Ok(())
+}
+
+#[expect(deprecated, reason = "kubelet still fills the old profile fields, so they are checked, too")]
+fn check_security(
+    security: &cri::LinuxContainerSecurityContext,
+    sandbox: &cri::PodSandboxConfig,
+) -> Result<(), RequestError> {
+    let field = |name: &str| format!("linux.security_context.{name}");
+    let pod_security = sandbox.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    if security.privileged && !pod_security.is_some_and(|pod| pod.privileged) {
+        return Err(RequestError::invalid(format!(
+            "{}: the sandbox was not made for privileged containers",
+            field("privileged")
+        )));
+    }
+    // A privileged container has no seccomp filter and no AppArmor profile, whatever the profile fields say.
+    if !security.privileged {
+        check_profile(&field("seccomp"), security.seccomp.as_ref(), &security.seccomp_profile_path)?;
+        check_profile(&field("apparmor"), security.apparmor.as_ref(), &security.apparmor_profile)?;
+    }
+    if security.selinux_options.as_ref().is_some_and(|options| *options != cri::SeLinuxOption::default()) {
+        return Err(RequestError::unsupported(&field("selinux_options")));
+    }
+    if security.run_as_group.is_some()
+        && security.run_as_user.is_none()
+        && security.run_as_username.is_empty()
+    {
+        return Err(RequestError::invalid(format!(
+            "{}: a group needs run_as_user or run_as_username",
+            field("run_as_group")
+        )));
+    }
+    for path in security.masked_paths.iter().chain(&security.readonly_paths) {
+        check_absolute(&field("masked_paths/readonly_paths"), path)?;
+    }
+    Ok(())
+}
+
+/// The message field wins over the old string field. Nothing given means no profile (CRI contract 3.12; for
+/// AppArmor the default profile is a later piece of work, so only an explicit demand for one is refused).
+fn check_profile(field: &str, profile: Option<&cri::SecurityProfile>, old: &str) -> Result<(), RequestError> {
+    use cri::security_profile::ProfileType;
+    let unconfined = match profile {
+        Some(profile) => profile.profile_type() == ProfileType::Unconfined,
+        None => matches!(old, "" | "unconfined"),
+    };
+    if unconfined { Ok(()) } else { Err(RequestError::unsupported(&format!("{field} (a profile)"))) }
+}
+
+fn check_mount(mount: &cri::Mount, privileged: bool) -> Result<(), RequestError> {
+    check_absolute("container_path", &mount.container_path)?;
+    if mount.container_path.trim_matches('/').is_empty() {
+        return Err(RequestError::invalid("container_path is the root itself"));
+    }
+    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) || !mount.image_sub_path.is_empty() {
+        return Err(RequestError::unsupported("image (a volume from an image)"));
+    }
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        return Err(RequestError::unsupported("uidMappings/gidMappings"));
+    }
+    check_absolute("host_path", &mount.host_path)?;
+    let propagation = cri::MountPropagation::try_from(mount.propagation)
+        .map_err(|_| RequestError::invalid(format!("propagation {} is unknown", mount.propagation)))?;
+    if propagation == cri::MountPropagation::PropagationBidirectional && !privileged {
+        return Err(RequestError::invalid("propagation: BIDIRECTIONAL needs a privileged container"));
+    }
+    if mount.recursive_read_only {
+        if !mount.readonly {
+            return Err(RequestError::invalid("recursive_read_only needs readonly"));
+        }
+        if propagation != cri::MountPropagation::PropagationPrivate {
+            return Err(RequestError::invalid("recursive_read_only needs propagation PRIVATE"));
+        }
+    }
+    Ok(())
+}
+
+fn pid_mode(
+    security: &cri::LinuxContainerSecurityContext,
+    sandbox: &cri::PodSandboxConfig,
+) -> Result<PidMode, RequestError> {
+    let field = "linux.security_context.namespace_options";
+    let pod = sandbox
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref())
+        .and_then(|security| security.namespace_options.clone());
+    let own = security.namespace_options.clone();
+    let options = own.or_else(|| pod.clone()).unwrap_or_default();
+    let pod = pod.unwrap_or_default();
+    for (which, mine, pods) in
+        [("network", options.network(), pod.network()), ("ipc", options.ipc(), pod.ipc())]
+    {
+        let host = |mode| mode == cri::NamespaceMode::Node;
+        if host(mine) != host(pods) {
+            return Err(RequestError::invalid(format!(
+                "{field}.{which}: {} does not fit the sandbox's {}",
+                mine.as_str_name(),
+                pods.as_str_name()
+            )));
+        }
+    }
+    if let Some(userns) = &options.userns_options
+        && (userns.mode() != cri::NamespaceMode::Node || !userns.uids.is_empty() || !userns.gids.is_empty())
+    {
+        return Err(RequestError::unsupported(&format!("{field}.userns_options")));
+    }
+    match options.pid() {
+        cri::NamespaceMode::Pod if pod.pid() == cri::NamespaceMode::Pod => Ok(PidMode::Pod),
+        cri::NamespaceMode::Pod => Err(RequestError::invalid(format!(
+            "{field}.pid: POD does not fit the sandbox's {}",
+            pod.pid().as_str_name()
+        ))),
+        cri::NamespaceMode::Container => Ok(PidMode::Container),
+        cri::NamespaceMode::Node if pod.pid() == cri::NamespaceMode::Node => Ok(PidMode::Host),
+        cri::NamespaceMode::Node => {
+            Err(RequestError::invalid(format!("{field}.pid: NODE does not fit the sandbox's")))
+        }
+        cri::NamespaceMode::Target => Err(RequestError::unsupported(&format!("{field}.pid (TARGET)"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+
+    fn config() -> cri::ContainerConfig {
+        cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata { name: "app".into(), attempt: 0 }),
+            image: Some(cri::ImageSpec { image: "busybox".into(), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    fn refused(config: &cri::ContainerConfig) -> RequestError {
+        check(config, &cri::PodSandboxConfig::default()).unwrap_err()
+    }
+
+    #[test]
+    fn the_zero_value_is_the_pods_pid_namespace() {
+        assert_eq!(check(&config(), &cri::PodSandboxConfig::default()).unwrap(), PidMode::Pod);
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_by_name() {
+        let tty = refused(&cri::ContainerConfig { tty: true, ..config() });
+        assert_eq!((tty.class, tty.text.contains("tty")), (Class::Unimplemented, true));
+        let device = cri::Device { host_path: "/dev/fuse".into(), ..Default::default() };
+        assert!(
+            refused(&cri::ContainerConfig { devices: vec![device], ..config() }).text.contains("/dev/fuse")
+        );
+    }
+
+    #[test]
+    fn c12_mounts_are_checked_and_named_by_index() {
+        for container_path in ["", "/", ".", "relative", "/a/../b", "//"] {
+            let mount = cri::Mount {
+                container_path: container_path.into(),
+                host_path: "/tmp".into(),
+                ..Default::default()
+            };
+            let error = refused(&cri::ContainerConfig { mounts: vec![mount], ..config() });
+            assert!(error.text.starts_with("mounts[0]"), "{container_path}: {error}");
+        }
+    }
+
+    #[test]
+    fn r30_bidirectional_mounts_need_privilege() {
+        let mount = cri::Mount {
+            container_path: "/m".into(),
+            host_path: "/tmp".into(),
+            propagation: cri::MountPropagation::PropagationBidirectional.into(),
+            ..Default::default()
+        };
+        assert!(
+            refused(&cri::ContainerConfig { mounts: vec![mount], ..config() }).text.contains("privileged")
+        );
+    }
+
+    #[test]
+    fn c03_log_paths_stay_in_the_log_directory() {
+        for path in ["/etc/cron.d/x", "../x", "a/../../x", "a\nb"] {
+            assert_eq!(
+                refused(&cri::ContainerConfig { log_path: path.into(), ..config() }).class,
+                Class::Invalid
+            );
+        }
+    }
+
+    #[test]
+    fn a_group_without_a_user_is_refused() {
+        let security = cri::LinuxContainerSecurityContext {
+            run_as_group: Some(cri::Int64Value { value: 5 }),
+            ..Default::default()
+        };
+        let linux = cri::LinuxContainerConfig { security_context: Some(security), ..Default::default() };
+        assert!(
+            refused(&cri::ContainerConfig { linux: Some(linux), ..config() }).text.contains("run_as_group")
+        );
+    }
+}

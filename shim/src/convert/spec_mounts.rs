@@ -1,0 +1,103 @@
+//! The mounts of a container: the kernel's file systems, the sandbox's files, then the request's own.
+
+use std::path::{Component, Path, PathBuf};
+
+use crisp_proto::runtime::v1 as cri;
+use oci_spec::runtime::{Mount, MountBuilder};
+
+use super::spec::SpecInput;
+use crate::error::{RequestError, Stage};
+
+/// All mounts in the order in which they are made: parents before children; a request's mount replaces the
+/// default one with the same destination, and one on `/dev` or `/sys` replaces the defaults below it.
+pub(super) fn mounts(
+    input: &SpecInput<'_>,
+    security: &cri::LinuxContainerSecurityContext,
+) -> Result<Vec<Mount>, RequestError> {
+    let mut requested = input
+        .config
+        .mounts
+        .iter()
+        .map(|mount| Ok((clean(&mount.container_path), bind(mount)?)))
+        .collect::<Result<Vec<_>, RequestError>>()?;
+    // Stable: two mounts of equal depth keep the request's order.
+    requested.sort_by_key(|(destination, _)| destination.components().count());
+    let covered = |destination: &Path| {
+        requested.iter().any(|(own, _)| {
+            own == destination
+                || ((own == Path::new("/dev") || own == Path::new("/sys")) && destination.starts_with(own))
+        })
+    };
+    let mut all = Vec::new();
+    for mount in defaults(input, security)? {
+        if !covered(mount.destination()) {
+            all.push(mount);
+        }
+    }
+    all.extend(requested.into_iter().map(|(_, mount)| mount));
+    Ok(all)
+}
+
+/// A path without `.` and repeated slashes. `..` was refused before.
+fn clean(path: &str) -> PathBuf {
+    Path::new(path).components().filter(|part| !matches!(part, Component::CurDir)).collect()
+}
+
+fn defaults(
+    input: &SpecInput<'_>,
+    security: &cri::LinuxContainerSecurityContext,
+) -> Result<Vec<Mount>, RequestError> {
+    let sys = if security.privileged { "rw" } else { "ro" };
+    let mut all = vec![
+        kernel("/proc", "proc", &["nosuid", "noexec", "nodev"])?,
+        kernel("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        kernel(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
+        kernel("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
+        kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev", sys])?,
+        kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", sys])?,
+        source(Path::new("/dev/shm"), &input.shm, &["rbind", "rprivate", "rw"])?,
+    ];
+    let files = if security.readonly_rootfs { "ro" } else { "rw" };
+    for (destination, host_path) in input.sandbox_files {
+        all.push(source(Path::new(destination), host_path, &["bind", "rprivate", files])?);
+    }
+    Ok(all)
+}
+
+fn kernel(destination: &str, kind: &str, options: &[&str]) -> Result<Mount, RequestError> {
+    MountBuilder::default()
+        .destination(destination)
+        .typ(kind)
+        .source(kind)
+        .options(options.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .build()
+        .stage(format_args!("spec: mount {destination}"))
+}
+
+fn source(destination: &Path, host_path: &Path, options: &[&str]) -> Result<Mount, RequestError> {
+    MountBuilder::default()
+        .destination(destination)
+        .typ("bind")
+        .source(host_path)
+        .options(options.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .build()
+        .stage(format_args!("spec: mount {}", destination.display()))
+}
+
+fn bind(mount: &cri::Mount) -> Result<Mount, RequestError> {
+    let propagation = match mount.propagation() {
+        cri::MountPropagation::PropagationPrivate => "rprivate",
+        cri::MountPropagation::PropagationHostToContainer => "rslave",
+        cri::MountPropagation::PropagationBidirectional => "rshared",
+    };
+    let access = match (mount.readonly, mount.recursive_read_only) {
+        (_, true) => "rro",
+        (true, false) => "ro",
+        (false, false) => "rw",
+    };
+    source(&clean(&mount.container_path), Path::new(&mount.host_path), &["rbind", propagation, access])
+}

@@ -1,0 +1,211 @@
+//! The daemon's connection to one pod's monitor: requests with replies, and the events in between.
+//!
+//! Wraps the blocking, sans-io `monitor::client` in tokio's readiness. A monitor that answers late is reported;
+//! it is never waited for by anybody but the caller of that request.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crisp_monitor::{
+    client,
+    wire::{self, Body, Call, FailureKind},
+};
+use tokio::{
+    io::Interest,
+    net::UnixStream,
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::error::{Class, RequestError, Stage};
+
+/// After this long without an answer, a monitor is reported as silent.
+const SILENT_AFTER: Duration = Duration::from_secs(2);
+
+/// Something that a monitor says without being asked.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A container has ended, its log is complete, its exit record is on file.
+    Exited(wire::Exit),
+    /// The connection is gone: the monitor has ended.
+    Gone,
+}
+
+type Reply = (Body, Vec<OwnedFd>);
+
+/// What is waited for.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Replies by request id. `None` once the connection is gone.
+    replies: Option<HashMap<u64, oneshot::Sender<Reply>>>,
+    /// Ends of exec'd processes by the name that the daemon gave them.
+    execs: HashMap<String, oneshot::Sender<i32>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// A packet socket; tokio's stream type is used for its readiness only, never to read or write.
+    socket: UnixStream,
+    next: AtomicU64,
+    waiting: Mutex<Waiting>,
+}
+
+/// A connection to a monitor. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Link(Arc<Inner>);
+
+impl Link {
+    /// Connects to the monitor that listens at `path` and asks it for everything it knows.
+    ///
+    /// # Errors
+    /// Nobody listens there, or who does speaks another language.
+    pub async fn connect(
+        path: &Path,
+    ) -> Result<(Link, mpsc::UnboundedReceiver<Event>, wire::PodState), RequestError> {
+        let at = |what: &str| format!("monitor {}: {what}", path.display());
+        let socket = crisp_sys::socket::connect(path, true).stage(at("connect"))?;
+        let socket = UnixStream::from_std(socket.into()).stage(at("register with the event loop"))?;
+        let waiting = Mutex::new(Waiting { replies: Some(HashMap::new()), execs: HashMap::new() });
+        let inner = Arc::new(Inner { socket, next: AtomicU64::new(1), waiting });
+        let (events, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(read(Arc::downgrade(&inner), events));
+        let link = Link(inner);
+        match link.call(Call::Hello(wire::Hello { version: wire::VERSION }), &[]).await? {
+            (Body::Pod(state), _) => Ok((link, receiver, state)),
+            (other, _) => Err(RequestError::unknown(at(&format!("unexpected answer to hello: {other:?}")))),
+        }
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// Cancel safety: the request has been sent or not; its answer is dropped when it comes.
+    ///
+    /// # Errors
+    /// The monitor refused (its own words), or it is gone.
+    pub async fn call(&self, call: Call, fds: &[BorrowedFd<'_>]) -> Result<Reply, RequestError> {
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, mut receiver) = oneshot::channel();
+        match &mut lock(&self.0.waiting).replies {
+            Some(replies) => replies.insert(id, sender),
+            None => return Err(gone()),
+        };
+        let _forget = Forget { inner: &self.0, id };
+        let request = wire::Request { id, call: Some(call) };
+        self.0
+            .socket
+            .async_io(Interest::WRITABLE, || client::send(self.0.socket.as_fd(), &request, fds))
+            .await
+            .stage("send to the monitor")?;
+        let (body, fds) = match timeout(SILENT_AFTER, &mut receiver).await {
+            Ok(reply) => reply,
+            Err(_) => {
+                tracing::warn!(request = id, "monitor has not answered for {SILENT_AFTER:?}");
+                receiver.await
+            }
+        }
+        .map_err(|_| gone())?;
+        match body {
+            Body::Failed(failure) => Err(refused(&failure)),
+            body => Ok((body, fds)),
+        }
+    }
+
+    /// Says under which name an exec'd process will be reported, before it is started.
+    pub fn expect_exec(&self, name: &str) -> oneshot::Receiver<i32> {
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.0.waiting).execs.insert(name.to_owned(), sender);
+        receiver
+    }
+
+    /// Takes back [`Link::expect_exec`].
+    pub fn forget_exec(&self, name: &str) {
+        lock(&self.0.waiting).execs.remove(name);
+    }
+}
+
+/// Removes a request's entry when its caller is gone, so that abandoned requests leave nothing behind.
+struct Forget<'a> {
+    inner: &'a Inner,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if let Some(replies) = &mut lock(&self.inner.waiting).replies {
+            replies.remove(&self.id);
+        }
+    }
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> std::sync::MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn gone() -> RequestError {
+    RequestError::new(Class::Unavailable, "the pod's monitor is gone")
+}
+
+fn refused(failure: &wire::Failure) -> RequestError {
+    let class = match failure.kind() {
+        FailureKind::NotFound => Class::NotFound,
+        FailureKind::Exists => Class::Exists,
+        FailureKind::Precondition => Class::Precondition,
+        FailureKind::Invalid => Class::Invalid,
+        FailureKind::Internal | FailureKind::Program => Class::Unknown,
+    };
+    RequestError::new(class, failure.text.clone())
+}
+
+/// Reads until the connection ends or nobody holds the link any more.
+async fn read(inner: std::sync::Weak<Inner>, events: mpsc::UnboundedSender<Event>) {
+    loop {
+        let Some(strong) = inner.upgrade() else { return };
+        let received = tokio::select! {
+            received = strong.socket.async_io(Interest::READABLE, || client::recv(strong.socket.as_fd())) => received,
+            () = events.closed() => return,
+        };
+        match received {
+            Ok(Some((message, fds))) => dispatch(&strong, message, fds, &events),
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "monitor connection");
+                break;
+            }
+        }
+    }
+    if let Some(strong) = inner.upgrade() {
+        let mut waiting = lock(&strong.waiting);
+        waiting.replies = None;
+        waiting.execs.clear();
+    }
+    let _ = events.send(Event::Gone);
+}
+
+fn dispatch(inner: &Inner, message: wire::Message, fds: Vec<OwnedFd>, events: &mpsc::UnboundedSender<Event>) {
+    match (message.id, message.body) {
+        (0, Some(Body::Exited(exit))) => {
+            let _ = events.send(Event::Exited(exit));
+        }
+        (0, Some(Body::ExecExited(exit))) => {
+            if let Some(waiter) = lock(&inner.waiting).execs.remove(&exit.exec) {
+                let _ = waiter.send(exit.code);
+            }
+        }
+        (0, _) => tracing::debug!("monitor: an event that this daemon does not know"),
+        (id, Some(body)) => {
+            let waiter = lock(&inner.waiting).replies.as_mut().and_then(|replies| replies.remove(&id));
+            if let Some(waiter) = waiter {
+                let _ = waiter.send((body, fds));
+            }
+        }
+        (id, None) => tracing::warn!(request = id, "monitor: an answer that this daemon does not know"),
+    }
+}

@@ -1,0 +1,183 @@
+//! The actor's sandbox half: build, stop, remove, and what to do when the monitor dies.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{Actor, ContainerOp, Done, Reply, SandboxOp};
+use crate::{
+    error::RequestError,
+    pod::{
+        build::{self, BuildInput, Built},
+        policy, teardown,
+    },
+    record::{ContainerPhase, SandboxPhase},
+    time::now_nanos,
+};
+
+impl Actor {
+    pub(super) fn begin_build(&mut self, input: BuildInput) {
+        self.sandbox.current = Some(SandboxOp::Run);
+        let (node, record) = (self.node.clone(), self.pod.sandbox());
+        self.work(async move { Done::Built(build::sandbox(&node, &record, input).await.map(Box::new)) });
+    }
+
+    pub(super) fn submit_sandbox(&mut self, op: SandboxOp, reply: Reply) {
+        match self.sandbox.current {
+            Some(current) if current == op => self.sandbox.joined.push(reply),
+            Some(_) => self.sandbox.queue.push_back((op, reply)),
+            None => self.begin_sandbox(op, reply),
+        }
+    }
+
+    fn begin_sandbox(&mut self, op: SandboxOp, reply: Reply) {
+        let phase = self.pod.sandbox().phase;
+        let answer = match (op, phase) {
+            (SandboxOp::Run, SandboxPhase::Ready) => Ok(()),
+            (SandboxOp::Run, _) => Err(RequestError::precondition("the sandbox was stopped")),
+            (SandboxOp::Stop, SandboxPhase::Stopped) => Ok(()),
+            (SandboxOp::Stop, _) => {
+                self.sandbox.current = Some(op);
+                self.sandbox.joined.push(reply);
+                return self.begin_stop();
+            }
+            (SandboxOp::Remove, SandboxPhase::Stopped) => {
+                self.sandbox.current = Some(op);
+                self.sandbox.joined.push(reply);
+                return self.begin_remove();
+            }
+            (SandboxOp::Remove, _) => Err(RequestError::precondition("the sandbox is not stopped")),
+        };
+        let _ = reply.send(answer);
+    }
+
+    /// The sandbox can take new containers and start them.
+    pub(super) fn usable(&self) -> bool {
+        self.sandbox.current.is_none() && self.pod.sandbox().phase == SandboxPhase::Ready
+    }
+
+    fn next_sandbox(&mut self, result: &Result<(), RequestError>) {
+        self.sandbox.finish(result);
+        while self.sandbox.current.is_none() && !self.over {
+            let Some((op, reply)) = self.sandbox.queue.pop_front() else { return };
+            self.begin_sandbox(op, reply);
+        }
+    }
+
+    pub(super) fn built(&mut self, result: Result<Box<Built>, RequestError>) {
+        let result = result.and_then(|built| {
+            let Built { record, link, events } = *built;
+            self.events = events;
+            let mut view = self.pod.lock();
+            view.sandbox = std::sync::Arc::new(record);
+            view.link = Some(link);
+            Ok(())
+        });
+        if result.is_err() {
+            // Everything is undone: the name is free before the callers hear of it, so that a retry finds it so.
+            self.leave();
+        }
+        self.next_sandbox(&result);
+    }
+
+    /// The pod is no more.
+    fn leave(&mut self) {
+        self.node.forget(&self.pod);
+        self.over = true;
+    }
+
+    fn begin_stop(&mut self) {
+        let ids: Vec<_> = self.containers.keys().cloned().collect();
+        let mut ends = Vec::new();
+        for id in ids {
+            let (reply, end) = oneshot::channel();
+            self.submit_container(&id, ContainerOp::Stop(Duration::ZERO), reply);
+            ends.push(end);
+        }
+        let (node, pod) = (self.node.clone(), self.pod.clone());
+        self.work(async move {
+            let mut stopped = Ok(());
+            for end in ends {
+                // A container that was removed meanwhile has dropped its reply: that is an end, too.
+                stopped = stopped.and(end.await.unwrap_or(Ok(())));
+            }
+            if let Err(error) = stopped {
+                return Done::SandboxStopped(Err(error));
+            }
+            let (record, link) = {
+                let view = pod.view();
+                (view.sandbox, view.link)
+            };
+            Done::SandboxStopped(teardown::sandbox(&node, &record, link.as_ref()).await)
+        });
+    }
+
+    pub(super) fn sandbox_stopped(&mut self, result: Result<(), RequestError>) {
+        let result = result.and_then(|()| {
+            self.pod.lock().link = None;
+            for (id, record) in self.pod.view().containers {
+                if record.phase == ContainerPhase::Created {
+                    let exit = policy::never_started(now_nanos());
+                    self.change_container(&id, |record| record.phase = ContainerPhase::Exited(exit))?;
+                }
+            }
+            self.change_sandbox(|record| {
+                record.phase = SandboxPhase::Stopped;
+                record.init = None;
+            })
+        });
+        self.next_sandbox(&result);
+    }
+
+    fn begin_remove(&mut self) {
+        let ids: Vec<_> = self.containers.keys().cloned().collect();
+        let mut ends = Vec::new();
+        for id in ids {
+            let (reply, end) = oneshot::channel();
+            self.submit_container(&id, ContainerOp::Remove, reply);
+            ends.push(end);
+        }
+        let (node, record) = (self.node.clone(), self.pod.sandbox());
+        self.work(async move {
+            for end in ends {
+                if let Ok(Err(error)) = end.await {
+                    return Done::SandboxRemoved(Err(error));
+                }
+            }
+            Done::SandboxRemoved(teardown::forget(&node, &record).await)
+        });
+    }
+
+    pub(super) fn sandbox_removed(&mut self, result: Result<(), RequestError>) {
+        if result.is_ok() {
+            self.leave();
+        }
+        self.next_sandbox(&result);
+    }
+
+    /// The monitor has ended. After a stop that is how it should be. Otherwise its pod is dead: what still runs
+    /// is killed, the exits that it put on file are read, and the sandbox is stopped.
+    pub(super) fn monitor_gone(&mut self) {
+        let expected = self.sandbox.current == Some(SandboxOp::Stop) || !self.usable();
+        self.pod.lock().link = None;
+        for (id, record) in self.pod.view().containers {
+            if let ContainerPhase::Exited(_) = record.phase {
+                continue;
+            }
+            if record.phase == ContainerPhase::Created && expected {
+                continue;
+            }
+            let exit = teardown::exit_without_monitor(&self.node, &self.dir, &record);
+            if let Err(error) =
+                self.change_container(&id, |record| record.phase = ContainerPhase::Exited(exit))
+            {
+                tracing::error!(container = %id, %error, "exit not recorded");
+            }
+            self.tell_end(&id);
+        }
+        if !expected {
+            tracing::error!(pod = %self.pod.id, "the pod's monitor has died; stopping the pod");
+            self.submit_sandbox(SandboxOp::Stop, oneshot::channel().0);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! A sandbox from nothing to ready: record, files, shared memory, namespaces with the monitor born in them, the
+//! network, and the first word with the monitor.
+//!
+//! The record is written before anything exists that would have to be taken away, and says what that will be:
+//! whatever happens, `teardown` can undo from the record alone.
+
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+};
+
+use crisp_monitor::wire::{Body, Call, StartInit};
+use crisp_netns::{
+    ipam::Lease,
+    namespaces::{self, Pins},
+    network::AttachRequest,
+    sysctl::Sysctl,
+};
+use crisp_sys::mount::{self, MountAttr};
+use tokio::sync::mpsc;
+
+use super::teardown;
+use crate::{
+    convert::sandbox::{SandboxPlan, resolv_conf},
+    error::{RequestError, Stage},
+    link::{Event, Link},
+    node::{Node, blocking},
+    record::{self, NetworkRecord, PodDir, ProcessId, SandboxPhase, SandboxRecord},
+};
+
+/// The pod's init is the last to be killed for memory: its end ends every container of the pod.
+const INIT_OOM_SCORE_ADJ: i32 = -998;
+
+/// What building needs beside the record.
+#[derive(Debug)]
+pub struct BuildInput {
+    /// The checked configuration.
+    pub plan: SandboxPlan,
+}
+
+/// A ready sandbox.
+#[derive(Debug)]
+pub struct Built {
+    /// Its record, as on file.
+    pub record: SandboxRecord,
+    /// The monitor.
+    pub link: Link,
+    /// What the monitor says.
+    pub events: mpsc::UnboundedReceiver<Event>,
+}
+
+/// Builds a sandbox; on failure everything is undone.
+///
+/// # Errors
+/// Names the stage.
+pub async fn sandbox(
+    node: &Arc<Node>,
+    record: &SandboxRecord,
+    input: BuildInput,
+) -> Result<Built, RequestError> {
+    let stage = format!("run sandbox {}", record.id.short(12));
+    let (task_node, mut building, plan) = (node.clone(), record.clone(), input.plan.clone());
+    let (record, made) = blocking(move || {
+        let made = make(&task_node, &mut building, &plan);
+        Ok((building, made))
+    })
+    .await?;
+    let ready = match made {
+        Ok(()) => connect(node, record.clone(), input.plan.shared_pid).await,
+        Err(error) => Err(error),
+    };
+    match ready {
+        Ok(built) => Ok(built),
+        Err(error) => {
+            undo(node, &record).await;
+            Err(error.at(stage))
+        }
+    }
+}
+
+async fn undo(node: &Arc<Node>, record: &SandboxRecord) {
+    let undone = match teardown::sandbox(node, record, None).await {
+        Ok(()) => teardown::forget(node, record).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = undone {
+        tracing::error!(pod = %record.id, %error, "a failed sandbox could not be undone; the next start tries again");
+    }
+}
+
+async fn connect(node: &Node, mut record: SandboxRecord, shared_pid: bool) -> Result<Built, RequestError> {
+    let dir = node.state.pod(&record.id);
+    let (link, events, _) = Link::connect(&dir.socket()).await?;
+    if shared_pid {
+        record.init = Some(start_init(node, &record, &link).await?);
+    }
+    record.phase = SandboxPhase::Ready;
+    record::write(&dir.record(), &record).stage("ready")?;
+    Ok(Built { record, link, events })
+}
+
+/// The init of a shared PID namespace, in a leaf cgroup that carries the sandbox's id: a pod's own cgroup may
+/// hold no process (cgroup-v2.rst, "no internal processes").
+async fn start_init(node: &Node, record: &SandboxRecord, link: &Link) -> Result<ProcessId, RequestError> {
+    let cgroup = node
+        .cgroups
+        .create_in(&record.cgroup_parent, record.id.as_str())
+        .stage("make the cgroup of the pod's init")?;
+    let call = Call::StartInit(StartInit { oom_score_adj: INIT_OOM_SCORE_ADJ });
+    match link.call(call, &[cgroup.as_fd()]).await?.0 {
+        Body::Init(pid) => Ok(ProcessId { pid: pid.pid, start_ticks: pid.start_ticks }),
+        _ => Err(RequestError::unknown("the monitor answered something else than it was asked")),
+    }
+}
+
+fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<(), RequestError> {
+    let dir = node.state.pod(&record.id);
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(dir.path())
+        .stage(format_args!("make {}", dir.path().display()))?;
+    fs::create_dir(dir.containers()).stage("make the directory of its containers")?;
+    let lease = match plan.host_network {
+        true => None,
+        false => Some(node.ipam.allocate().stage("lease addresses")?),
+    };
+    record.network = lease.as_ref().map(|lease| NetworkRecord {
+        host_interface: format!("cr{}", record.id.short(12)),
+        ipv4: lease.v4,
+        ipv6: lease.v6,
+    });
+    // The default parent is crisp's own: whoever is the last to leave removes it.
+    let default = node.config.cgroup.default_parent.trim_end_matches('/');
+    record.cgroup_made =
+        match record.cgroup_parent.strip_prefix(default).is_some_and(|rest| rest.starts_with('/')) {
+            true => Some(default.to_owned()),
+            false => node.cgroups.topmost_missing(&record.cgroup_parent).stage("cgroup_parent")?,
+        };
+    record::write(&dir.record(), record).stage("building")?;
+    node.cgroups.ensure(&record.cgroup_parent).stage("cgroup_parent")?;
+    write_files(&dir, record, plan)?;
+    if !plan.host_ipc {
+        mount_shm(&dir.shm())?;
+    }
+    make_namespaces(node, record, plan, lease.as_ref())?;
+    record::write(&dir.record(), record).stage("building")
+}
+
+fn write_files(dir: &PodDir, record: &SandboxRecord, plan: &SandboxPlan) -> Result<(), RequestError> {
+    let host_resolv = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let hosts = match plan.host_network {
+        true => fs::read_to_string("/etc/hosts").unwrap_or_default(),
+        false => hosts(record),
+    };
+    let files = [
+        ("hostname", format!("{}\n", record.hostname)),
+        ("hosts", hosts),
+        ("resolv.conf", resolv_conf(record.config.dns_config.as_ref(), &host_resolv)),
+    ];
+    for (name, text) in files {
+        fs::write(dir.file(name), text).stage(format_args!("write {name}"))?;
+    }
+    Ok(())
+}
+
+/// `/etc/hosts` of a pod for which kubelet mounts none: the loopback names and the pod's own.
+fn hosts(record: &SandboxRecord) -> String {
+    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for address in record.network.iter().flat_map(NetworkRecord::addresses) {
+        text.push_str(&format!("{address}\t{}\n", record.hostname));
+    }
+    text
+}
+
+/// The pod's `/dev/shm`: 64 MiB, world-writable. Attached on the host because kernels before 6.15 cannot clone a
+/// detached tree, and each container gets a clone.
+fn mount_shm(path: &Path) -> Result<(), RequestError> {
+    fs::create_dir(path).stage("make the mount point of /dev/shm")?;
+    let attributes = MountAttr::NOSUID | MountAttr::NODEV | MountAttr::NOEXEC;
+    let tmpfs = mount::tmpfs(&[("size", "65536k"), ("mode", "1777")], attributes).stage("make /dev/shm")?;
+    mount::move_mount_to(tmpfs, path).stage("mount /dev/shm")
+}
+
+/// The pins of a sandbox's namespaces: what its record implies.
+#[must_use]
+pub fn pins(node: &Node, record: &SandboxRecord) -> Pins {
+    let own = |which: &str| Some(node.state.pins().join(format!("{}-{which}", record.id.short(16))));
+    let options = record.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    let options = options.and_then(|security| security.namespace_options.clone()).unwrap_or_default();
+    let host = crisp_proto::runtime::v1::NamespaceMode::Node;
+    let net = options.network() != host;
+    Pins {
+        net: net.then(|| Path::new(&node.config.network.pin_dir).join(node.pin_name(&record.id))),
+        ipc: (options.ipc() != host).then(|| own("ipc")).flatten(),
+        uts: net.then(|| own("uts")).flatten(),
+    }
+}
+
+fn make_namespaces(
+    node: &Node,
+    record: &mut SandboxRecord,
+    plan: &SandboxPlan,
+    lease: Option<&Lease>,
+) -> Result<(), RequestError> {
+    let dir = node.state.pod(&record.id);
+    let (later, now): (Vec<_>, Vec<_>) = plan
+        .sysctls
+        .iter()
+        .cloned()
+        .partition(|(name, _)| Sysctl::parse(name).is_ok_and(|sysctl| sysctl.waits_for_link()));
+    let sysctls: Vec<_> = match plan.host_network {
+        true => now,
+        false => node.network.sysctls().into_iter().chain(now).collect(),
+    };
+    let request = namespaces::Request {
+        net: !plan.host_network,
+        uts: !plan.host_network,
+        ipc: !plan.host_ipc,
+        hostname: (!plan.host_network).then_some(record.hostname.as_str()),
+        sysctls: &sysctls,
+        pins: pins(node, record),
+    };
+    // The daemon binds the socket, so that it can be connected to before the monitor has drawn a breath.
+    let socket = crisp_sys::socket::listen(&dir.socket(), 0o600, 8).stage("monitor socket")?;
+    let runtime = tokio::runtime::Handle::current();
+    let (mut created, pid) =
+        namespaces::create(&request, |_| spawn_monitor(&runtime, &node.monitor, record, socket))
+            .stage("namespaces")?;
+    record.monitor_pid = pid;
+    let (Some(lease), Some(netns), Some(inside)) = (lease, &created.net, &mut created.socket) else {
+        return Ok(());
+    };
+    let alias = format!("{}{}", node.mark(), record.id);
+    let name = format!("cr{}", record.id.short(12));
+    let attach =
+        AttachRequest { name: &name, alias: &alias, ifname: "eth0", netns: netns.as_fd(), inside, lease };
+    node.network.attach(attach).stage("network")?;
+    if !later.is_empty() {
+        namespaces::run_in(netns.as_fd(), || write_sysctls(&later)).stage("sysctls")??;
+    }
+    Ok(())
+}
+
+fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), RequestError> {
+    for (name, value) in sysctls {
+        Sysctl::parse(name).and_then(|sysctl| sysctl.write(value)).stage("linux.sysctls")?;
+    }
+    Ok(())
+}
+
+/// Starts the monitor from the thread that it is called on, whose namespaces it is born in. `posix_spawn`, not
+/// fork: nothing of the daemon's memory is copied. tokio reaps it when it has ended.
+fn spawn_monitor(
+    runtime: &tokio::runtime::Handle,
+    program: &PathBuf,
+    record: &SandboxRecord,
+    socket: OwnedFd,
+) -> Result<i32, RequestError> {
+    let _context = runtime.enter();
+    let child = tokio::process::Command::new(program)
+        .arg(format!("pod-{}", record.id))
+        .env_clear()
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(false)
+        .spawn()
+        .stage(format_args!("start {}", program.display()))?;
+    child
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .ok_or_else(|| RequestError::unknown(format!("start {}: it ended at once", program.display())))
+}

@@ -1,0 +1,188 @@
+//! A sandbox taken down, from its record alone. Every step is idempotent, so that stopping, undoing a failed
+//! build and recovery after a crash are one piece of code, and a step that failed can be tried again.
+
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
+
+use crisp_monitor::{record as exits, wire};
+use crisp_netns::{ipam::Lease, namespaces};
+use crisp_sys::{Errno, mount, process, wait::wait_end};
+use tokio::time::timeout;
+
+use super::{build, policy};
+use crate::{
+    error::{RequestError, Stage},
+    link::Link,
+    node::{Node, blocking},
+    record::{ContainerPhase, ContainerRecord, Exit, PodDir, SandboxRecord},
+    time::now_nanos,
+};
+
+/// How long a monitor may take to end its processes before the daemon goes through `cgroup.kill` itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SIGKILL: i32 = 9;
+
+/// Ends the monitor and gives back everything the sandbox holds on the host, but for its directory.
+///
+/// # Errors
+/// The first thing that could not be given back; the rest is left for the next attempt.
+pub async fn sandbox(
+    node: &Arc<Node>,
+    record: &SandboxRecord,
+    link: Option<&Link>,
+) -> Result<(), RequestError> {
+    let stage = format!("stop sandbox {}", record.id.short(12));
+    end_monitor(node, record, link).await;
+    let (task_node, record) = (node.clone(), record.clone());
+    blocking(move || release(&task_node, &record)).await.map_err(|error| error.at(stage))
+}
+
+/// Asks the monitor to end what runs and itself; one that does not is killed.
+async fn end_monitor(node: &Arc<Node>, record: &SandboxRecord, link: Option<&Link>) {
+    let path = node.state.pod(&record.id).socket();
+    let connected = match link {
+        Some(link) => Some(link.clone()),
+        None => match timeout(PATIENCE, Link::connect(&path)).await {
+            Ok(Ok((link, _, _))) => Some(link),
+            _ => None,
+        },
+    };
+    if let Some(link) = connected {
+        let asked =
+            timeout(PATIENCE, link.call(wire::Call::Shutdown(wire::Shutdown { kill: true }), &[])).await;
+        if !matches!(asked, Ok(Ok(_))) {
+            tracing::warn!(pod = %record.id, "the monitor does not end by itself; it is killed");
+        }
+    }
+    let (task_node, record) = (node.clone(), record.clone());
+    let killed = blocking(move || {
+        kill_cgroups(&task_node, &record);
+        kill_monitor(&record)
+    });
+    if let Err(error) = killed.await {
+        tracing::warn!(%error, "monitor");
+    }
+}
+
+/// Kills everything below the sandbox's cgroups that carries its ids; the monitor is in none of them.
+fn kill_cgroups(node: &Node, record: &SandboxRecord) {
+    let own = cgroup_of(&record.cgroup_parent, record.id.as_str());
+    if let Ok(cgroup) = node.cgroups.open_cgroup(&own)
+        && let Err(error) = cgroup.kill()
+    {
+        tracing::warn!(cgroup = own, %error, "kill");
+    }
+}
+
+/// Ends the monitor process, if the pid is still this pod's monitor: its arguments name the pod.
+fn kill_monitor(record: &SandboxRecord) -> Result<(), RequestError> {
+    if record.monitor_pid <= 0 {
+        return Ok(());
+    }
+    let Ok(pidfd) = process::pidfd_open(record.monitor_pid) else { return Ok(()) };
+    // Read after the pidfd was opened: it names the process that the pidfd holds, or that one is gone.
+    let arguments = fs::read(format!("/proc/{}/cmdline", record.monitor_pid)).unwrap_or_default();
+    let mark = format!("pod-{}", record.id);
+    if !arguments.windows(mark.len()).any(|window| window == mark.as_bytes()) {
+        return Ok(());
+    }
+    if process::pidfd_send_signal(&pidfd, SIGKILL).is_ok()
+        && !wait_end(&pidfd, PATIENCE).stage("wait for the monitor's end")?
+    {
+        return Err(RequestError::unknown("the monitor was killed and has not ended"));
+    }
+    Ok(())
+}
+
+/// A cgroup's path from its parent's and its name.
+#[must_use]
+pub fn cgroup_of(parent: &str, name: &str) -> String {
+    format!("{}/{name}", parent.trim_end_matches('/'))
+}
+
+fn release(node: &Node, record: &SandboxRecord) -> Result<(), RequestError> {
+    let dir = node.state.pod(&record.id);
+    if let Some(network) = &record.network {
+        node.network.detach(&network.host_interface).stage("network")?;
+    }
+    namespaces::unpin(&build::pins(node, record)).stage("namespace pins")?;
+    unmount(&dir.shm())?;
+    remove_file(&dir.socket())?;
+    let init = cgroup_of(&record.cgroup_parent, record.id.as_str());
+    node.cgroups.remove(&init).stage("the pod init's cgroup")?;
+    // Last, so that no attempt that has to be repeated gives an address back twice: it may be somebody else's then.
+    if let Some(network) = &record.network {
+        node.ipam.release(&Lease { v4: network.ipv4, v6: network.ipv6 });
+    }
+    Ok(())
+}
+
+fn unmount(path: &Path) -> Result<(), RequestError> {
+    match mount::umount2(path, mount::MntFlags::MNT_DETACH) {
+        Ok(()) => Ok(()),
+        // Not there, or not a mount point: as it should be.
+        Err(error) if matches!(error.errno, Errno::ENOENT | Errno::EINVAL) => Ok(()),
+        Err(error) => Err(error).stage(format_args!("unmount {}", path.display())),
+    }
+}
+
+fn remove_file(path: &Path) -> Result<(), RequestError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).stage(format_args!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes the sandbox's directory and the cgroups that were made for it.
+///
+/// # Errors
+/// The file system or the cgroup tree refuses.
+pub async fn forget(node: &Arc<Node>, record: &SandboxRecord) -> Result<(), RequestError> {
+    let (node, record) = (node.clone(), record.clone());
+    blocking(move || {
+        if let Some(made) = &record.cgroup_made {
+            node.cgroups.remove_made(&record.cgroup_parent, made).stage("cgroup_parent")?;
+        }
+        let dir = node.state.pod(&record.id);
+        // A directory under a name that no reader looks at, first: a daemon killed in the middle finds no
+        // half of a sandbox, only litter.
+        match fs::remove_dir_all(dir.path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).stage(format_args!("remove {}", dir.path().display()))
+            }
+            _ => Ok(()),
+        }
+    })
+    .await
+}
+
+/// How a container ended whose monitor is gone: what runs of it is killed, and its exit record is read.
+#[must_use]
+pub fn exit_without_monitor(node: &Node, dir: &PodDir, record: &ContainerRecord) -> Exit {
+    if let Ok(cgroup) = node.cgroups.open_cgroup(&record.cgroup)
+        && let Err(error) = cgroup.kill()
+    {
+        tracing::warn!(container = %record.id, %error, "kill");
+    }
+    match exits::read(&dir.container_exit(&record.id)) {
+        Ok(Some(exit)) => policy::exit(&wire::Exit {
+            container: record.id.to_string(),
+            code: exit.code,
+            nanos: exit.nanos,
+            oom_killed: exit.oom_killed,
+            started_nanos: exit.started_nanos,
+        }),
+        Ok(None) => {
+            let started = match record.phase {
+                ContainerPhase::Running { started_nanos } => started_nanos,
+                _ => 0,
+            };
+            policy::lost(started, now_nanos())
+        }
+        Err(error) => {
+            tracing::error!(container = %record.id, %error, "exit record");
+            policy::lost(0, now_nanos())
+        }
+    }
+}

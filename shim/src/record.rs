@@ -1,0 +1,304 @@
+//! Records: what the daemon must know again after it was killed, one small JSON file an object.
+//!
+//! A record is replaced atomically (write beside, rename) and never synced: the state directory lives on tmpfs
+//! and dies with the kernel, like the pods that it describes. A record carries a version; fields that a reader
+//! does not know are kept out of its way by serde's defaults on both sides.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crisp_proto::runtime::v1 as cri;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::id::Id;
+
+/// Version written into records.
+pub const VERSION: u32 = 1;
+
+/// A record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("record {}: {what}", path.display())]
+pub struct RecordError {
+    path: PathBuf,
+    what: String,
+}
+
+impl RecordError {
+    fn new(path: &Path, what: impl ToString) -> Self {
+        Self { path: path.to_owned(), what: what.to_string() }
+    }
+}
+
+/// Replaces the record at `path`.
+///
+/// # Errors
+/// The file system refuses.
+pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordError> {
+    let beside = path.with_extension("new");
+    let bytes = serde_json::to_vec(value).map_err(|error| RecordError::new(path, error))?;
+    fs::write(&beside, bytes)
+        .and_then(|()| fs::rename(&beside, path))
+        .map_err(|error| RecordError::new(path, error))
+}
+
+/// Reads the record at `path`; `None` when there is none.
+///
+/// # Errors
+/// It cannot be read, or it is not a record of this kind.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| RecordError::new(path, error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(RecordError::new(path, error)),
+    }
+}
+
+/// Where a sandbox is in its life. See `pod` for the picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SandboxPhase {
+    /// Being made. Found at start: undone.
+    Building,
+    /// Usable.
+    Ready,
+    /// Everything it held has been taken away; it is listed until it is removed.
+    Stopped,
+}
+
+/// A process, told apart from a later one with the same pid by its start time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Pid in the host's PID namespace.
+    pub pid: i32,
+    /// Field 22 of `/proc/pid/stat`.
+    pub start_ticks: u64,
+}
+
+/// Everything there is to know of a sandbox.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// [`VERSION`] of the writer.
+    pub version: u32,
+    /// Its id.
+    pub id: Id,
+    /// The kernel that it lives on (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// Where it is in its life.
+    pub phase: SandboxPhase,
+    /// Nanoseconds since the epoch.
+    pub created_nanos: i64,
+    /// As the client sent it.
+    pub config: cri::PodSandboxConfig,
+    /// As the client sent it.
+    pub runtime_handler: String,
+    /// Its hostname (the host's for a host-network pod).
+    pub hostname: String,
+    /// Cgroup under which the containers' are made, as a path below the cgroup root.
+    pub cgroup_parent: String,
+    /// The topmost cgroup that crisp made for this sandbox and has to take away again.
+    pub cgroup_made: Option<String>,
+    /// What the network gave it; `None` for the host's network.
+    pub network: Option<NetworkRecord>,
+    /// The init of the shared PID namespace.
+    pub init: Option<ProcessId>,
+    /// The monitor.
+    pub monitor_pid: i32,
+}
+
+/// A sandbox's place in the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// The veth's host end.
+    pub host_interface: String,
+    /// Leased address.
+    pub ipv4: Option<std::net::Ipv4Addr>,
+    /// Leased address.
+    pub ipv6: Option<std::net::Ipv6Addr>,
+}
+
+impl NetworkRecord {
+    /// The addresses as CRI reports them: the primary one first.
+    pub fn addresses(&self) -> impl Iterator<Item = String> + '_ {
+        self.ipv4.iter().map(ToString::to_string).chain(self.ipv6.iter().map(ToString::to_string))
+    }
+}
+
+/// Where a container is in its life. See `container` for the picture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerPhase {
+    /// Being made. Found at start: undone.
+    Creating,
+    /// Cloned, waiting for Start.
+    Created,
+    /// Executing.
+    Running {
+        /// Nanoseconds since the epoch.
+        started_nanos: i64,
+    },
+    /// Over.
+    Exited(Exit),
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Nanoseconds since the epoch; 0: it never started.
+    pub started_nanos: i64,
+    /// Nanoseconds since the epoch.
+    pub finished_nanos: i64,
+    /// Exit status, 128 + signal, 128 for a failed start, 255 when nobody saw it end.
+    pub code: i32,
+    /// CRI `reason`: Completed, Error, OOMKilled, StartError, Unknown.
+    pub reason: String,
+    /// CRI `message`.
+    pub message: String,
+}
+
+/// Everything there is to know of a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// [`VERSION`] of the writer.
+    pub version: u32,
+    /// Its id.
+    pub id: Id,
+    /// Its sandbox.
+    pub sandbox: Id,
+    /// Where it is in its life.
+    pub phase: ContainerPhase,
+    /// Nanoseconds since the epoch.
+    pub created_nanos: i64,
+    /// As the client sent it; `linux.resources` is what was last applied.
+    pub config: cri::ContainerConfig,
+    /// Image id, `sha256:...`: the config digest.
+    pub image_id: String,
+    /// First repo digest of the image at create time, else its id.
+    pub image_ref: String,
+    /// First tag of the image at create time, else what the client asked for.
+    pub image_name: String,
+    /// Resolved credentials, as CRI reports them.
+    pub user: UserRecord,
+    /// Number of the signal that Stop sends.
+    pub stop_signal: i32,
+    /// Absolute path of the log file; empty: none.
+    pub log_path: String,
+    /// Its cgroup, as a path below the cgroup root.
+    pub cgroup: String,
+    /// Its first process.
+    pub process: Option<ProcessId>,
+    /// The OCI runtime spec that it was made from (also what exec'd processes are derived from).
+    pub spec: oci_spec::runtime::Spec,
+}
+
+/// Credentials of a container's first process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRecord {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// All groups, the primary one among them, without duplicates.
+    pub groups: Vec<u32>,
+}
+
+/// The daemon's directories below the state directory.
+#[derive(Clone, Debug)]
+pub struct StateDir(PathBuf);
+
+impl StateDir {
+    /// Names the directories below `path`; makes none.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Lock file that refuses a second daemon.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+
+    /// Empty directory on which a container's root is attached, inside its own mount namespace only.
+    #[must_use]
+    pub fn staging(&self) -> PathBuf {
+        self.0.join("staging")
+    }
+
+    /// Pins of IPC and UTS namespaces: a mount of its own, private.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        self.0.join("ns")
+    }
+
+    /// All sandboxes.
+    #[must_use]
+    pub fn pods(&self) -> PathBuf {
+        self.0.join("pods")
+    }
+
+    /// One sandbox.
+    #[must_use]
+    pub fn pod(&self, id: &Id) -> PodDir {
+        PodDir(self.pods().join(id.as_str()))
+    }
+}
+
+/// A sandbox's directory.
+#[derive(Clone, Debug)]
+pub struct PodDir(PathBuf);
+
+impl PodDir {
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The sandbox's record.
+    #[must_use]
+    pub fn record(&self) -> PathBuf {
+        self.0.join("sandbox.json")
+    }
+
+    /// The monitor's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.0.join("monitor.sock")
+    }
+
+    /// Mount point of the pod's `/dev/shm`.
+    #[must_use]
+    pub fn shm(&self) -> PathBuf {
+        self.0.join("shm")
+    }
+
+    /// One of the files `hostname`, `hosts`, `resolv.conf`.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// All containers.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.0.join("containers")
+    }
+
+    /// One container.
+    #[must_use]
+    pub fn container(&self, id: &Id) -> PathBuf {
+        self.containers().join(id.as_str())
+    }
+
+    /// A container's record.
+    #[must_use]
+    pub fn container_record(&self, id: &Id) -> PathBuf {
+        self.container(id).join("container.json")
+    }
+
+    /// A container's exit record, written by the monitor.
+    #[must_use]
+    pub fn container_exit(&self, id: &Id) -> PathBuf {
+        self.container(id).join("exit")
+    }
+}

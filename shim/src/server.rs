@@ -1,0 +1,11 @@
+//! The gRPC services: each call is decoded, handed to the pod or store that it concerns, and answered.
+//!
+//! Lists and statuses are served from memory and wait for nothing. What is not there yet answers `Unimplemented`,
+//! the code that CRI clients have a fall-back for.
+
+pub mod admin;
+pub mod image;
+mod info;
+pub mod runtime;
+pub mod stats;
+pub mod status;

@@ -1,0 +1,430 @@
+//! RuntimeService.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use crisp_proto::runtime::v1::{self as cri, runtime_service_server::RuntimeService};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use super::{info, stats, status::absent_is_fine};
+use crate::{
+    container::exec,
+    convert::status as convert,
+    error::RequestError,
+    id::Id,
+    node::Node,
+    pod::{ContainerOp, Pod, SandboxOp},
+    record::ContainerPhase,
+    time::now_nanos,
+};
+
+/// The name that Kubernetes shows: `crisp://<container id>`.
+pub const RUNTIME_NAME: &str = "crisp";
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// What it serves.
+    pub node: Arc<Node>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn ok<T>(message: T) -> Answer<T> {
+    Ok(Response::new(message))
+}
+
+fn not_yet<T>(method: &str) -> Answer<T> {
+    Err(Status::unimplemented(format!("{method} is not implemented by crisp yet")))
+}
+
+/// A field of a request that must be there.
+fn required<T>(value: Option<T>, field: &str) -> Result<T, RequestError> {
+    value.ok_or_else(|| RequestError::invalid(format!("{field} is missing")))
+}
+
+/// Runs to the end, even when the client that asked goes away in the middle.
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, RequestError>> + Send + 'static,
+) -> Result<T, RequestError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(RequestError::unknown(format!("internal error: {error}"))),
+    }
+}
+
+impl Runtime {
+    async fn container_op(&self, wanted: &str, op: ContainerOp) -> Result<(), RequestError> {
+        let (pod, record) = self.node.container(wanted)?;
+        pod.container_op(&record.id, op).await
+    }
+
+    fn sandbox_statuses(pod: &Pod) -> (cri::PodSandboxStatus, Vec<cri::ContainerStatus>) {
+        let view = pod.view();
+        let containers = view.containers.values().map(|record| convert::container_status(record)).collect();
+        (convert::sandbox_status(&view.sandbox), containers)
+    }
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
+        ok(cri::VersionResponse {
+            version: "0.1.0".to_owned(),
+            runtime_name: RUNTIME_NAME.to_owned(),
+            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime_api_version: "v1".to_owned(),
+        })
+    }
+
+    async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
+        let ready = |kind: &str| cri::RuntimeCondition {
+            r#type: kind.to_owned(),
+            status: true,
+            reason: String::new(),
+            message: String::new(),
+        };
+        let features =
+            cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        let handler = cri::RuntimeHandler { name: String::new(), features: Some(features) };
+        let verbose = request.into_inner().verbose;
+        ok(cri::StatusResponse {
+            status: Some(cri::RuntimeStatus {
+                conditions: vec![ready("RuntimeReady"), ready("NetworkReady")],
+            }),
+            info: if verbose { info::status(&self.node) } else { Default::default() },
+            runtime_handlers: vec![handler],
+            features: Some(cri::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+            }),
+        })
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<cri::RuntimeConfigRequest>,
+    ) -> Answer<cri::RuntimeConfigResponse> {
+        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+        ok(cri::RuntimeConfigResponse { linux: Some(linux) })
+    }
+
+    /// The pod CIDR is crisp's own configuration; CRI lets a runtime take note of kubelet's and do nothing.
+    async fn update_runtime_config(
+        &self,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Answer<cri::UpdateRuntimeConfigResponse> {
+        let config = request.into_inner().runtime_config.and_then(|config| config.network_config);
+        let cidrs = config.map(|network| network.pod_cidr).unwrap_or_default();
+        for cidr in cidrs.split(',').filter(|cidr| !cidr.is_empty()) {
+            if cidr.trim().parse::<ipnet::IpNet>().is_err() {
+                return Err(Status::invalid_argument(format!(
+                    "network_config.pod_cidr {cidr:?} is not a network"
+                )));
+            }
+        }
+        ok(cri::UpdateRuntimeConfigResponse {})
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Answer<cri::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let config = required(request.config, "config")?;
+        let id = self.node.run_sandbox(config, &request.runtime_handler).await?;
+        tracing::info!(pod = %id, "sandbox ready");
+        ok(cri::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Answer<cri::StopPodSandboxResponse> {
+        let wanted = request.into_inner().pod_sandbox_id;
+        let stopped = match self.node.pod(&wanted) {
+            Ok(pod) => pod.sandbox_op(SandboxOp::Stop).await,
+            Err(error) => Err(error),
+        };
+        absent_is_fine(stopped)?;
+        ok(cri::StopPodSandboxResponse {})
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Answer<cri::RemovePodSandboxResponse> {
+        let wanted = request.into_inner().pod_sandbox_id;
+        let removed = match self.node.pod(&wanted) {
+            Ok(pod) => {
+                to_the_end(async move {
+                    pod.sandbox_op(SandboxOp::Stop).await?;
+                    pod.sandbox_op(SandboxOp::Remove).await
+                })
+                .await
+            }
+            Err(error) => Err(error),
+        };
+        absent_is_fine(removed)?;
+        ok(cri::RemovePodSandboxResponse {})
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Answer<cri::PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        let pod = self.node.pod(&request.pod_sandbox_id)?;
+        let (status, containers_statuses) = Self::sandbox_statuses(&pod);
+        ok(cri::PodSandboxStatusResponse {
+            status: Some(status),
+            info: if request.verbose { info::sandbox(&self.node, &pod.view()) } else { Default::default() },
+            containers_statuses,
+            timestamp: now_nanos(),
+        })
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Answer<cri::ListPodSandboxResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let pods = self.node.pods().into_iter().map(|pod| pod.sandbox());
+        let items = pods.filter(|record| convert::sandbox_fits(record, &filter));
+        ok(cri::ListPodSandboxResponse { items: items.map(|record| convert::sandbox(&record)).collect() })
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Answer<cri::CreateContainerResponse> {
+        let request = request.into_inner();
+        let config = required(request.config, "config")?;
+        let id: Id = self.node.pod(&request.pod_sandbox_id)?.create(config).await?;
+        tracing::info!(container = %id, pod = request.pod_sandbox_id, "container created");
+        ok(cri::CreateContainerResponse { container_id: id.to_string() })
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Answer<cri::StartContainerResponse> {
+        let wanted = request.into_inner().container_id;
+        self.container_op(&wanted, ContainerOp::Start).await?;
+        tracing::info!(container = wanted, "container started");
+        ok(cri::StartContainerResponse {})
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Answer<cri::StopContainerResponse> {
+        let request = request.into_inner();
+        let grace = Duration::from_secs(u64::try_from(request.timeout).unwrap_or_default().min(YEAR_SECONDS));
+        absent_is_fine(self.container_op(&request.container_id, ContainerOp::Stop(grace)).await)?;
+        ok(cri::StopContainerResponse {})
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Answer<cri::RemoveContainerResponse> {
+        let wanted = request.into_inner().container_id;
+        absent_is_fine(self.container_op(&wanted, ContainerOp::Remove).await)?;
+        ok(cri::RemoveContainerResponse {})
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Answer<cri::ListContainersResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let containers = self
+            .node
+            .pods()
+            .into_iter()
+            .flat_map(|pod| pod.view().containers.into_values())
+            .filter(|record| convert::container_fits(record, &filter))
+            .map(|record| convert::container(&record))
+            .collect();
+        ok(cri::ListContainersResponse { containers })
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Answer<cri::ContainerStatusResponse> {
+        let request = request.into_inner();
+        let (_, record) = self.node.container(&request.container_id)?;
+        ok(cri::ContainerStatusResponse {
+            status: Some(convert::container_status(&record)),
+            info: if request.verbose { info::container(&self.node, &record) } else { Default::default() },
+        })
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        let request = request.into_inner();
+        let (pod, record) = self.node.container(&request.container_id)?;
+        if let Some(linux) = request.linux {
+            pod.container_op(&record.id, ContainerOp::Update(Box::new(linux))).await?;
+        }
+        ok(cri::UpdateContainerResourcesResponse {})
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Answer<cri::ReopenContainerLogResponse> {
+        use crisp_monitor::wire::{Call, ContainerRef};
+        let (pod, record) = self.node.container(&request.into_inner().container_id)?;
+        let link = pod.view().link;
+        let (ContainerPhase::Running { .. }, Some(link)) = (&record.phase, link) else {
+            return Err(RequestError::precondition("the container does not run").into());
+        };
+        link.call(Call::ReopenLog(ContainerRef { container: record.id.to_string() }), &[]).await?;
+        ok(cri::ReopenContainerLogResponse {})
+    }
+
+    async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
+        let request = request.into_inner();
+        let (pod, record) = self.node.container(&request.container_id)?;
+        let limit =
+            u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
+        let link = pod.view().link;
+        let output = exec::sync(&self.node, link, record, request.cmd, limit).await?;
+        ok(cri::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.code })
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<cri::ContainerStatsRequest>,
+    ) -> Answer<cri::ContainerStatsResponse> {
+        let (_, record) = self.node.container(&request.into_inner().container_id)?;
+        ok(cri::ContainerStatsResponse { stats: Some(stats::one_container(&self.node, record).await?) })
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<cri::ListContainerStatsRequest>,
+    ) -> Answer<cri::ListContainerStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        ok(cri::ListContainerStatsResponse { stats: stats::containers(&self.node, filter).await? })
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Answer<cri::PodSandboxStatsResponse> {
+        let pod = self.node.pod(&request.into_inner().pod_sandbox_id)?;
+        ok(cri::PodSandboxStatsResponse { stats: Some(stats::one_pod(&self.node, pod).await?) })
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Answer<cri::ListPodSandboxStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        ok(cri::ListPodSandboxStatsResponse { stats: stats::pods(&self.node, filter).await? })
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
+        not_yet("UpdatePodSandboxResources")
+    }
+
+    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        not_yet("Exec")
+    }
+
+    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        not_yet("Attach")
+    }
+
+    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
+        not_yet("PortForward")
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<cri::CheckpointContainerRequest>,
+    ) -> Answer<cri::CheckpointContainerResponse> {
+        not_yet("CheckpointContainer")
+    }
+
+    type GetContainerEventsStream = Items<cri::ContainerEventResponse>;
+
+    async fn get_container_events(
+        &self,
+        _: Request<cri::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        not_yet("GetContainerEvents")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Answer<cri::ListMetricDescriptorsResponse> {
+        not_yet("ListMetricDescriptors")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Answer<cri::ListPodSandboxMetricsResponse> {
+        not_yet("ListPodSandboxMetrics")
+    }
+
+    type StreamPodSandboxesStream = Items<cri::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<cri::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        not_yet("StreamPodSandboxes")
+    }
+
+    type StreamContainersStream = Items<cri::StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        _: Request<cri::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        not_yet("StreamContainers")
+    }
+
+    type StreamContainerStatsStream = Items<cri::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<cri::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        not_yet("StreamContainerStats")
+    }
+
+    type StreamPodSandboxStatsStream = Items<cri::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        not_yet("StreamPodSandboxStats")
+    }
+
+    type StreamPodSandboxMetricsStream = Items<cri::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        not_yet("StreamPodSandboxMetrics")
+    }
+}
+
+/// No grace period is longer than a year: an `Instant` must be able to hold its end.
+const YEAR_SECONDS: u64 = 366 * 24 * 3600;

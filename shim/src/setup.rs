@@ -1,0 +1,175 @@
+//! What the daemon needs before it can serve: directories, the lock, the cgroup tree, the network, the images.
+//! Everything that is missing on this host is said here, before the first request.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crisp_image::{Reference, Store, StoreOptions};
+use crisp_netns::{
+    ipam::Ipam,
+    namespaces::ensure_pin_dir,
+    network::{Network, NetworkConfig},
+};
+
+use crate::{
+    cgroups::Cgroups,
+    config::Config,
+    error::{RequestError, Stage},
+    id::hex,
+    node::{Node, Parts, blocking},
+    record::StateDir,
+};
+
+/// Controllers that CRI's limits need.
+const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
+
+/// Makes the node and holds the lock on its state directory.
+///
+/// # Errors
+/// What is missing, and what to do about it.
+pub(crate) async fn node(config: Config) -> Result<(Arc<Node>, File), RequestError> {
+    blocking(move || make(config)).await
+}
+
+fn make(config: Config) -> Result<(Arc<Node>, File), RequestError> {
+    let (root, state) = (PathBuf::from(&config.root), StateDir::new(config.state.clone().into()));
+    private_dir(Path::new(&config.root))?;
+    private_dir(Path::new(&config.state))?;
+    let lock = lock(&state)?;
+    for directory in [state.pods(), state.staging()] {
+        private_dir(&directory)?;
+    }
+    ensure_pin_dir(Path::new(&config.network.pin_dir), true).stage("network.pin_dir")?;
+    ensure_pin_dir(&state.pins(), false).stage("pins")?;
+    let cgroups = cgroups(&config)?;
+    let (network, ipam) = network(&config)?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").stage("read the boot id")?;
+    let options = StoreOptions { pinned: pinned(&config)?, ..StoreOptions::default() };
+    let store =
+        Store::open_with(&root, options).stage(format_args!("open the images in {}", root.display()))?;
+    let node = Node::new(Parts {
+        instance: instance(&root)?,
+        boot_id: boot_id.trim().to_owned(),
+        store,
+        network,
+        ipam,
+        cgroups,
+        monitor: monitor(&config)?,
+        config,
+    });
+    Ok((node, lock))
+}
+
+fn pinned(config: &Config) -> Result<Vec<Reference>, RequestError> {
+    let parse = |name: &String| Reference::parse(name).stage(format_args!("image.pinned {name:?}"));
+    config.image.pinned.iter().map(parse).collect()
+}
+
+fn private_dir(path: &Path) -> Result<(), RequestError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .stage(format_args!("make the directory {}", path.display()))
+}
+
+/// Two daemons on one state directory would fight over its pods.
+fn lock(state: &StateDir) -> Result<File, RequestError> {
+    let path = state.lock();
+    let file = File::create(&path).stage(format_args!("open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(RequestError::precondition(format!(
+            "another crisp serves with this state directory: {} is locked",
+            path.display()
+        ))),
+        Err(fs::TryLockError::Error(error)) => Err(error).stage(format_args!("lock {}", path.display())),
+    }
+}
+
+fn cgroups(config: &Config) -> Result<Cgroups, RequestError> {
+    let root = Path::new(&config.cgroup.root);
+    let cgroups = Cgroups::open(root).stage(format_args!("cgroup.root {}", root.display()))?;
+    let missing = cgroups.missing(&CONTROLLERS);
+    if missing.is_empty() {
+        return Ok(cgroups);
+    }
+    let missing = missing.join(", ");
+    if config.cgroup.require_controllers {
+        return Err(RequestError::precondition(format!(
+            "cgroup.root {}: cgroup v2 is without the controllers {missing}; boot the host with \
+             systemd.unified_cgroup_hierarchy=1 (and without cgroup v1 mounts), or set \
+             cgroup.require_controllers = false to run pods without limits",
+            root.display()
+        )));
+    }
+    tracing::warn!(missing, "cgroup v2 controllers are missing; a limit that needs one is refused");
+    Ok(cgroups)
+}
+
+fn network(config: &Config) -> Result<(Network, Ipam), RequestError> {
+    let settings = NetworkConfig {
+        bridge: config.network.bridge.clone(),
+        ipv4: subnet("ipv4", &config.network.ipv4)?,
+        ipv6: subnet("ipv6", &config.network.ipv6)?,
+        mtu: (config.network.mtu != 0).then_some(config.network.mtu),
+        masquerade: config.network.masquerade,
+        nft_table: format!("crisp-{}", config.network.bridge),
+    };
+    let ipam = Ipam::new(settings.ipv4, settings.ipv6).stage("network")?;
+    let network = Network::open(settings).stage("network")?;
+    Ok((network, ipam))
+}
+
+fn subnet<T: std::str::FromStr>(key: &str, text: &str) -> Result<Option<T>, RequestError>
+where
+    T::Err: std::error::Error,
+{
+    match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).stage(format_args!("network.{key} {text:?}")),
+    }
+}
+
+/// The random mark of a root directory; made once.
+fn instance(root: &Path) -> Result<String, RequestError> {
+    let path = root.join("instance");
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            let text = text.trim();
+            if text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Ok(text.to_owned());
+            }
+            Err(RequestError::unknown(format!("{} does not hold an instance id", path.display())))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut bytes = [0; 4];
+            getrandom::fill(&mut bytes).map_err(|error| {
+                RequestError::unknown(format!("make an instance id: random source: {error}"))
+            })?;
+            let text = hex(&bytes);
+            fs::write(&path, &text).stage(format_args!("write {}", path.display()))?;
+            Ok(text)
+        }
+        Err(error) => Err(error).stage(format_args!("read {}", path.display())),
+    }
+}
+
+/// The configured monitor, or the one beside this program, or the installed one.
+fn monitor(config: &Config) -> Result<PathBuf, RequestError> {
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join("crisp-monitor")));
+    let candidates: Vec<PathBuf> = match config.monitor.as_str() {
+        "" => beside.into_iter().chain([PathBuf::from("/usr/libexec/crisp/crisp-monitor")]).collect(),
+        path => vec![path.into()],
+    };
+    let found = candidates.iter().find(|path| path.is_file()).cloned();
+    found.ok_or_else(|| {
+        let tried: Vec<_> = candidates.iter().map(|path| path.display().to_string()).collect();
+        RequestError::precondition(format!("monitor: no program crisp-monitor; tried {}", tried.join(", ")))
+    })
+}
