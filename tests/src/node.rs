@@ -122,7 +122,7 @@ impl Node {
         format!(
             r#"[cgroup]
 root = "{cgroup_root}"
-parent = "{cgroup_parent}"
+default_parent = "{cgroup_parent}"
 require_controllers = {require}
 
 [network]
@@ -130,7 +130,7 @@ bridge = "crisp-test0"
 ipv4 = "10.213.0.0/16"
 ipv6 = "fd00:c215::/64"
 
-[images]
+[image]
 hosts_dir = "{hosts}"
 {extra}
 "#,
