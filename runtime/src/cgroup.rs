@@ -272,4 +272,4 @@ impl AsFd for Cgroup {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

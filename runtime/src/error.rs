@@ -30,8 +30,11 @@ pub enum PlanError {
     #[error("{0}")]
     Sys(#[from] SysError),
     /// The bytes are no plan.
-    #[error("decode plan: {0}")]
-    Decode(#[from] prost::DecodeError),
+    #[error("decode plan: {reason}")]
+    Decode {
+        /// What the decoder stumbled over.
+        reason: String,
+    },
 }
 
 fn detail(value: &str) -> String {
@@ -119,6 +122,6 @@ fn death(how: Option<Exited>) -> String {
     match how {
         Some(Exited::Code(code)) => format!("exit status {code}"),
         Some(Exited::Signal(signal)) => format!("killed by signal {signal}"),
-        None => "already reaped".to_owned(),
+        None => "no exit status".to_owned(),
     }
 }

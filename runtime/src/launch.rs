@@ -161,3 +161,7 @@ fn in_pid_namespace(
     }
     cloned
 }
+
+#[cfg(test)]
+#[cfg(feature = "oci")]
+mod tests;

@@ -8,6 +8,32 @@
 
 mod print;
 
+use crate::error::PlanError;
+use std::os::fd::OwnedFd;
+
+impl Plan {
+    /// The plan as bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        prost::Message::encode_to_vec(self)
+    }
+
+    /// The reverse of [`Self::to_bytes`]. Fields that a newer daemon knows are skipped.
+    ///
+    /// # Errors
+    /// [`PlanError::Decode`] when the bytes are no plan.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, PlanError> {
+        prost::Message::decode(bytes).map_err(|error| PlanError::Decode { reason: error.to_string() })
+    }
+
+    /// The plan in a sealed memory file, as it travels to the monitor.
+    ///
+    /// # Errors
+    /// [`PlanError::Sys`] when the kernel has no memory or descriptor for it.
+    pub fn to_memfd(&self) -> Result<OwnedFd, PlanError> {
+        Ok(crisp_sys::fd::memfd_create_sealed("crisp-plan", &self.to_bytes())?)
+    }
+}
+
 /// One container start (or exec), complete.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Plan {

@@ -32,6 +32,8 @@ fn run(voice: &Voice<'_>, oom_score_adj: i32) -> ! {
     if let Err(failure) = prepare(voice, oom_score_adj) {
         voice.fail(failure);
     }
+    // There is nothing to execute; what comes now is all there is to come.
+    voice.enter(Step::Execute, 0);
     let _unheard = path::write(voice.control, &encode(Step::Waiting, 0, 0));
     // SAFETY: nothing below uses a descriptor, and this process ends without dropping one.
     if unsafe { process::close_range(0, u32::MAX) }.is_err() {

@@ -114,7 +114,7 @@ impl Prepared {
     /// [`PlanError::Decode`] and [`PlanError::Invalid`] when it is no usable plan.
     pub fn decode(plan_memfd: BorrowedFd<'_>, fds: Vec<OwnedFd>) -> Result<Self, PlanError> {
         let bytes = crisp_sys::fd::read_sealed(plan_memfd, MAX_PLAN)?;
-        Self::new(<Plan as prost::Message>::decode(bytes.as_slice())?, fds)
+        Self::new(Plan::from_bytes(&bytes)?, fds)
     }
 
     /// As [`Self::decode`], from a plan in memory.

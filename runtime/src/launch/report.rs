@@ -6,10 +6,15 @@ use crate::error::LaunchError;
 use crate::init::{self, RECORD, Step};
 use crate::plan::Plan;
 use crisp_sys::memory::SharedWord;
+use crisp_sys::poll::{Interest, Poll};
 use crisp_sys::process::{Cloned, Exited, Wait};
 use crisp_sys::{Errno, SysError};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the way from closing descriptors to being a zombie may take.
+const DYING: Duration = Duration::from_secs(1);
 
 /// A child on its way to its program.
 ///
@@ -111,15 +116,18 @@ impl Child {
         Ok(Some(report))
     }
 
-    /// Whether the end of the report came from `execve` and not from death.
+    /// Whether the end of the report came from `execve` and not from death. A dying process closes its descriptors
+    /// before it can be waited for, so that being alive proves nothing.
     fn has_executed(&self) -> bool {
-        match crisp_sys::process::waitid(&self.pidfd, Wait::Peek) {
-            // Alive with its end of the socket closed: it has executed, or is a pod's init at work.
-            Ok(None) => true,
-            // It has ended since, and was not reaped: the kernel still knows whether it ever executed.
-            Ok(Some(_)) => crisp_sys::process::stat(self.pid).is_ok_and(|stat| !stat.never_executed()),
-            // Reaped by somebody else: all that is left is how far it said it was.
-            Err(_) => self.step().0 == Step::Execute,
+        if self.step().0 != Step::Execute {
+            return false;
+        }
+        match (&self.role, crisp_sys::process::stat(self.pid)) {
+            // It was killed on its way into the kernel, or not: the kernel notes whether a process ever executed,
+            // and still says so when it has ended since.
+            (Role::Program(_), Ok(stat)) => !stat.never_executed(),
+            // Reaped by somebody else, or nothing to be executed: all there is is how far it said it was.
+            (Role::Program(_), Err(_)) | (Role::PodInit, _) => true,
         }
     }
 
@@ -130,8 +138,16 @@ impl Child {
 
     fn died(&self) -> LaunchError {
         let (step, index) = self.step();
-        let how: Option<Exited> = crisp_sys::process::waitid(&self.pidfd, Wait::Peek).ok().flatten();
-        LaunchError::Died { what: self.describe(step, index), how }
+        LaunchError::Died { what: self.describe(step, index), how: self.death() }
+    }
+
+    /// How it ended; it is on its way when this is asked.
+    fn death(&self) -> Option<Exited> {
+        let poll = Poll::new().ok()?;
+        poll.add(&self.pidfd, 0, Interest::Read).ok()?;
+        // Bounded, because a process can be stuck in the kernel on its way out.
+        poll.wait(&mut Vec::new(), Some(DYING)).ok()?;
+        crisp_sys::process::waitid(&self.pidfd, Wait::Peek).ok().flatten()
     }
 
     fn failure(&self, step: Step, index: u16, errno: Errno) -> LaunchError {

@@ -77,8 +77,7 @@ fn a_container_becomes_a_plan() {
 #[test]
 fn a_plan_is_the_same_after_a_journey() {
     let plan = ask(&web()).unwrap().plan;
-    let bytes = prost::Message::encode_to_vec(&plan);
-    assert_eq!(<Plan as prost::Message>::decode(bytes.as_slice()).unwrap(), plan);
+    assert_eq!(Plan::from_bytes(&plan.to_bytes()).unwrap(), plan);
 }
 
 #[test]
