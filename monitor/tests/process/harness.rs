@@ -156,7 +156,7 @@ impl Pod {
         }
         std::fs::copy("/bin/busybox", dir.path().join("root/bin/busybox"))
             .expect("these tests need Debian's busybox-static");
-        for applet in ["sh", "sleep", "cat", "echo", "seq", "kill", "true", "ls", "grep"] {
+        for applet in ["sh", "sleep", "cat", "echo", "seq", "kill", "true", "ls", "grep", "head", "tr"] {
             symlink("busybox", dir.path().join("root/bin").join(applet)).unwrap();
         }
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -464,14 +464,17 @@ fn container_plan(staging: &Path, args: Vec<Vec<u8>>) -> Plan {
             attributes: 0,
         })
     };
-    // A shell opens it for every background job.
-    let (path, mode) = ("/dev/null".to_owned(), libc::S_IFCHR | 0o666);
-    let null = Device { path, mode, major: 1, minor: 3, uid: 0, gid: 0 };
+    let device = |path: &str, minor| {
+        let (path, mode) = (path.to_owned(), libc::S_IFCHR | 0o666);
+        Kind::Device(Device { path, mode, major: 1, minor, uid: 0, gid: 0 })
+    };
     let ops = [
         Kind::Root(root),
         mount("/proc", "proc"),
         mount("/dev", "tmpfs"),
-        Kind::Device(null),
+        // A shell opens it for every background job.
+        device("/dev/null", 3),
+        device("/dev/zero", 5),
         Kind::Pivot(Pivot { readonly: false }),
     ];
     Plan {

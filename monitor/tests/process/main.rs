@@ -154,6 +154,29 @@ fn ten_megabytes_come_through_whole() {
 }
 
 #[test]
+fn floods_of_any_shape_take_no_memory() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    // A megabyte of empty lines, one of NULs without a newline, one of both streams at once.
+    for (id, script) in [
+        ("c1", "cat /dev/zero | head -c 1000000 | tr '\\0' '\\n'"),
+        ("c2", "head -c 1000000 /dev/zero"),
+        ("c3", "head -c 500000 /dev/zero >&2 & head -c 500000 /dev/zero; wait"),
+    ] {
+        daemon.run(id, &Spec::sh(script));
+        assert_eq!(daemon.exited(id).code, 0);
+    }
+    assert_eq!(pod.log("c1").len(), 1_000_000);
+    assert_eq!(written(&pod.log("c2"), "stdout"), vec![0; 1_000_000]);
+    let log = pod.log("c3");
+    assert_eq!((written(&log, "stdout"), written(&log, "stderr")), (vec![0; 500_000], vec![0; 500_000]));
+    let text = std::fs::read_to_string(pod.proc("smaps_rollup")).unwrap();
+    let dirty = text.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).unwrap();
+    let kilobytes: u64 = dirty.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kilobytes < 1024, "{kilobytes} kB of its own");
+}
+
+#[test]
 fn a_long_line_is_cut_at_the_limit_asked_for() {
     let pod = Pod::start();
     let mut daemon = pod.daemon();

@@ -26,6 +26,10 @@ use crate::token::{Kind, Token};
 
 /// Bytes read from a pipe in one turn.
 const READ_BYTES: usize = 16 * 1024;
+/// Size of the buffer for packets and output. So large that the allocator takes it straight from the kernel: of
+/// its pages only those cost memory that something was ever read into.
+const BUFFER_BYTES: usize = 256 * 1024;
+const _: () = assert!(MAX_MESSAGE <= BUFFER_BYTES && READ_BYTES <= BUFFER_BYTES);
 /// Requests served for one connection in one turn.
 const REQUESTS_PER_TURN: usize = 16;
 
@@ -81,8 +85,7 @@ impl Pod {
             execs: BTreeMap::new(),
             init: None,
             pen: Pen::new(),
-            // Not touched, and so no memory, before something of that size comes.
-            buffer: vec![0; MAX_MESSAGE],
+            buffer: vec![0; BUFFER_BYTES],
             ending: None,
         })
     }
