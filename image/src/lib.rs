@@ -18,6 +18,8 @@
 mod config;
 mod digest;
 mod document;
+#[cfg(test)]
+mod fixture;
 mod import;
 mod platform;
 mod pull;

@@ -22,8 +22,14 @@ pub(crate) enum Answer {
     NotFound,
     /// 401 or 403, also after the token dance.
     Denied,
-    /// No connection, a time-out, 429 or 5xx.
+    /// No connection, or nothing on it that is HTTP.
+    Unreachable,
+    /// A body that breaks off, 429 or 5xx.
     Unavailable,
+    /// Silence for longer than is waited for.
+    Silent,
+    /// 400: among others, what a TLS server says to plain HTTP.
+    BadRequest,
     /// An answer that breaks the protocol.
     Invalid,
     /// Content that does not have the digest it was asked for by.

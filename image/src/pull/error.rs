@@ -151,9 +151,11 @@ impl PullError {
                 (RegistryError::Hosts(_), _) | (_, None) => ErrorKind::Configuration,
                 (_, Some(Answer::NotFound)) => ErrorKind::NotFound,
                 (_, Some(Answer::Denied)) => ErrorKind::Unauthorized,
-                (_, Some(Answer::Unavailable)) => ErrorKind::RegistryUnavailable,
+                (_, Some(Answer::Unavailable | Answer::Unreachable | Answer::Silent)) => {
+                    ErrorKind::RegistryUnavailable
+                }
                 (_, Some(Answer::WrongDigest)) => ErrorKind::DigestMismatch,
-                (_, Some(Answer::Invalid)) => ErrorKind::Malformed,
+                (_, Some(Answer::Invalid | Answer::BadRequest)) => ErrorKind::Malformed,
             },
             Self::NoPlatform { .. } | Self::WrongPlatform { .. } => ErrorKind::NoPlatform,
             Self::Document { source: DocumentError::TooBig(_) | DocumentError::TooManyLayers(_), .. } => {

@@ -123,7 +123,10 @@ impl Registry {
     /// What `tag` points to now. Every endpoint with the `resolve` capability is asked in turn.
     pub(crate) async fn resolve(&self, tag: &str) -> Result<Resolved, RegistryError> {
         let mut attempts = Vec::new();
-        for (index, endpoint) in self.endpoints.iter().enumerate().filter(|(_, e)| e.resolve) {
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            if !endpoint.resolve || self.skips(index, &attempts) {
+                continue;
+            }
             match self.resolve_at(index, endpoint, tag).await {
                 Ok(resolved) => return Ok(resolved),
                 Err(attempt) => attempts.push(attempt),
@@ -144,7 +147,7 @@ impl Registry {
                 }
             }
             // Some proxies know no HEAD; whatever else it was, GET gets the same answer with a reason.
-            Err(attempt) if attempt.kind == Answer::Invalid => {}
+            Err(attempt) if matches!(attempt.kind, Answer::Invalid | Answer::BadRequest) => {}
             Err(attempt) => return Err(attempt),
         }
         let response = self.send(index, Request::new(Method::GET, url)).await?;
@@ -155,7 +158,10 @@ impl Registry {
     /// Whether the registry still lets these credentials have the manifest `digest`. No content comes.
     pub(crate) async fn check(&self, digest: Digest) -> Result<(), RegistryError> {
         let mut attempts = Vec::new();
-        for (index, endpoint) in self.endpoints.iter().enumerate().filter(|(_, e)| e.pull) {
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            if !endpoint.pull || self.skips(index, &attempts) {
+                continue;
+            }
             let url = endpoint.url(&self.repository, "manifests", &digest.to_string());
             match self.send(index, Request::new(Method::HEAD, url)).await {
                 Ok(_) => return Ok(()),
@@ -177,7 +183,10 @@ impl Registry {
 
     async fn small(&self, kind: &str, digest: Digest, size: Option<u64>) -> Result<Fetched, RegistryError> {
         let mut attempts = Vec::new();
-        for (index, endpoint) in self.endpoints.iter().enumerate().filter(|(_, e)| e.pull) {
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            if !endpoint.pull || self.skips(index, &attempts) {
+                continue;
+            }
             let url = endpoint.url(&self.repository, kind, &digest.to_string());
             let fetched = match self.send(index, Request::new(Method::GET, url)).await {
                 Ok(response) => self.document(index, response, size).await,
@@ -223,7 +232,7 @@ impl Registry {
 
     async fn chunk(&self, index: usize, response: &mut Response) -> Result<Option<bytes::Bytes>, Attempt> {
         match self.patiently(response.chunk()).await {
-            None => Err(self.attempt(index, Answer::Unavailable, self.stalled())),
+            None => Err(self.attempt(index, Answer::Silent, self.stalled())),
             Some(Err(e)) => Err(self.attempt(index, Answer::Unavailable, chain(&e))),
             Some(Ok(chunk)) => Ok(chunk),
         }
@@ -287,8 +296,8 @@ impl Registry {
                 }
             }
             let response = match self.patiently(builder.send()).await {
-                None => return Err(self.attempt(index, Answer::Unavailable, self.stalled())),
-                Some(Err(e)) => return Err(self.attempt(index, Answer::Unavailable, chain(&e))),
+                None => return Err(self.attempt(index, Answer::Silent, self.stalled())),
+                Some(Err(e)) => return Err(self.attempt(index, Answer::Unreachable, chain(&e))),
                 Some(Ok(response)) => response,
             };
             if !response.status().is_redirection() {
@@ -354,6 +363,7 @@ impl Registry {
             StatusCode::NOT_FOUND => Answer::NotFound,
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Answer::Denied,
             StatusCode::TOO_MANY_REQUESTS => Answer::Unavailable,
+            StatusCode::BAD_REQUEST => Answer::BadRequest,
             status if status.is_server_error() => Answer::Unavailable,
             _ => Answer::Invalid,
         };
@@ -368,6 +378,12 @@ impl Registry {
             None => status.to_string(),
         };
         self.attempt(index, kind, text)
+    }
+
+    /// Whether an endpoint that is only another scheme for the host before it has no turn.
+    fn skips(&self, index: usize, attempts: &[Attempt]) -> bool {
+        let spoken = |a: &Attempt| !matches!(a.kind, Answer::Unreachable | Answer::BadRequest);
+        self.endpoints[index].fallback && attempts.last().is_some_and(spoken)
     }
 
     fn attempt(&self, index: usize, kind: Answer, answer: String) -> Attempt {

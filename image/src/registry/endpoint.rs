@@ -20,6 +20,8 @@ pub(super) struct Endpoint {
     pub(super) headers: HeaderMap,
     /// Time to a connection.
     pub(super) dial_timeout: Duration,
+    /// Tried only if the one before it gave no HTTP answer: another scheme for the same host.
+    pub(super) fallback: bool,
     /// Sent as `ns`, when the endpoint's host is not the registry's own.
     pub(super) namespace: Option<String>,
 }
@@ -33,6 +35,7 @@ impl Endpoint {
             tls: TlsSettings::default(),
             headers: HeaderMap::new(),
             dial_timeout: Duration::from_secs(30),
+            fallback: false,
             namespace: None,
         }
     }

@@ -136,7 +136,8 @@ fn default_endpoints(domain: &str, tls: Option<TlsSettings>) -> Result<Vec<Endpo
     let make = |scheme: &&str| {
         let base = format!("{scheme}://{host}/v2/");
         let base = Url::parse(&base).map_err(|_| HostsError::Name(domain.to_owned()))?;
-        Ok(Endpoint { tls: tls.clone().unwrap_or_default(), ..Endpoint::plain(base) })
+        let fallback = *scheme != schemes[0];
+        Ok(Endpoint { tls: tls.clone().unwrap_or_default(), fallback, ..Endpoint::plain(base) })
     };
     schemes.iter().map(make).collect()
 }
@@ -196,7 +197,11 @@ impl Reader<'_> {
             None => {
                 let upstream = default_endpoints(self.domain, None)?;
                 let settings = self.endpoint("server", "https://x.invalid", root)?;
-                out.extend(upstream.into_iter().map(|up| Endpoint { base: up.base, ..settings.clone() }));
+                out.extend(upstream.into_iter().map(|up| Endpoint {
+                    base: up.base,
+                    fallback: up.fallback,
+                    ..settings.clone()
+                }));
             }
         }
         for endpoint in &mut out {

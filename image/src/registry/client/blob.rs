@@ -85,7 +85,9 @@ impl Blob<'_> {
     /// Decides who continues: the same endpoint if it had delivered something, else the next.
     fn broke(&mut self, attempt: Attempt) {
         self.response = None;
-        if self.offset > self.began && self.resumes < RESUMES_MAX {
+        // Whoever was waited for in vain once is not waited for again.
+        let broken = attempt.kind != Answer::Silent;
+        if broken && self.offset > self.began && self.resumes < RESUMES_MAX {
             self.resumes += 1;
             return;
         }
@@ -96,7 +98,7 @@ impl Blob<'_> {
     /// Gets a response from the first endpoint that gives one.
     async fn connect(&mut self) -> Result<(), RegistryError> {
         while let Some(endpoint) = self.registry.endpoints.get(self.index) {
-            if !endpoint.pull {
+            if !endpoint.pull || self.registry.skips(self.index, &self.attempts) {
                 self.index += 1;
                 continue;
             }

@@ -90,7 +90,7 @@ impl Registry {
             }
         };
         let mut response = match self.patiently(request.send()).await {
-            None => return Err(failed(Answer::Unavailable, self.stalled())),
+            None => return Err(failed(Answer::Silent, self.stalled())),
             Some(Err(e)) => return Err(failed(Answer::Unavailable, chain(&e))),
             Some(Ok(response)) => response,
         };
