@@ -2,12 +2,17 @@
 //! and nowhere else; turn whiteout names into overlayfs marks. Must not know where the stream comes from
 //! or what lies below this layer.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+mod metadata;
+mod parent;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
+
+use metadata::{mode, owner, set_owner_and_mode, set_xattrs, timestamps};
 
 use super::archive::{Archive, Entry, Kind};
 use super::{Limits, UnpackError, Unpacked};
@@ -108,102 +113,6 @@ impl Applier<'_> {
             Kind::Symlink => self.symlink(entry, name)?,
             Kind::Hardlink => self.hardlink(entry, name)?,
             Kind::Fifo | Kind::Char | Kind::Block => self.node(entry, name)?,
-        }
-        Ok(())
-    }
-
-    /// Makes `self.last` the directory named by `components`, creating what is missing.
-    fn take_parent(&mut self, entry: &Entry, components: &[&[u8]]) -> Result<(), UnpackError> {
-        let wanted = components.join(&b'/');
-        if self.last.as_ref().is_some_and(|(name, _)| *name == wanted) {
-            return Ok(());
-        }
-        self.last = None;
-        let parent = match open_beneath(self.root, &wanted, OFlags::PATH | OFlags::DIRECTORY) {
-            Ok(fd) => Parent { fd, path: wanted.clone() },
-            // Missing, or with a symlink on the way: resolved by hand, inside.
-            Err(_) => {
-                let path = self.walk(entry, components, true)?;
-                let fd = open_beneath(self.root, &path, OFlags::PATH | OFlags::DIRECTORY)
-                    .map_err(|e| io_error(entry, "open parent", e))?;
-                Parent { fd, path }
-            }
-        };
-        self.last = Some((wanted, parent));
-        Ok(())
-    }
-
-    /// The parent that [`Self::take_parent`] found.
-    fn parent(&self) -> (BorrowedFd<'_>, &[u8]) {
-        match &self.last {
-            Some((_, parent)) => (parent.fd.as_fd(), &parent.path),
-            None => (self.root, b""),
-        }
-    }
-
-    /// Resolves `components` as a process whose root is the layer would, and returns the path without
-    /// symlinks. With `create`, what is missing becomes a directory, and so does what is not one.
-    fn walk(&mut self, entry: &Entry, components: &[&[u8]], create: bool) -> Result<Vec<u8>, UnpackError> {
-        let mut todo: VecDeque<Vec<u8>> = components.iter().map(|c| c.to_vec()).collect();
-        let mut at: Vec<Vec<u8>> = Vec::new();
-        let mut links = 0;
-        while let Some(name) = todo.pop_front() {
-            if name.is_empty() || name == b"." {
-                continue;
-            }
-            if name == b".." {
-                at.pop();
-                continue;
-            }
-            let here = at.join(&b'/');
-            let dir = open_beneath(self.root, &here, OFlags::PATH | OFlags::DIRECTORY)
-                .map_err(|e| io_error(entry, "open parent", e))?;
-            let found = stat_at(dir.as_fd(), &name).map_err(|e| io_error(entry, "look up parent", e))?;
-            match found.as_ref().map(file_type) {
-                Some(FileType::Directory) => at.push(name),
-                Some(FileType::Symlink) => {
-                    links += 1;
-                    if links > SYMLINKS_MAX {
-                        return Err(name_error(entry, "too many symbolic links in its path").into());
-                    }
-                    let target = rustix::fs::readlinkat(&dir, name.as_slice(), Vec::new())
-                        .map_err(|e| io_error(entry, "read link", e.into()))?;
-                    let target = target.as_bytes();
-                    if target.starts_with(b"/") {
-                        at.clear();
-                    }
-                    for part in target.split(|b| *b == b'/').rev() {
-                        todo.push_front(part.to_vec());
-                    }
-                }
-                _ if !create => return Err(io_error(entry, "find link target", Errno::NOENT.into()).into()),
-                other => {
-                    let path = join(&here, &name);
-                    self.implicit_dir(entry, dir.as_fd(), &name, other.is_some())?;
-                    self.implicit.insert(path);
-                    at.push(name);
-                }
-            }
-        }
-        Ok(at.join(&b'/'))
-    }
-
-    fn implicit_dir(
-        &mut self,
-        entry: &Entry,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-        replaces: bool,
-    ) -> Result<(), UnpackError> {
-        self.count(1, PAGE)?;
-        if replaces {
-            remove_tree(dir, name).map_err(|e| io_error(entry, "replace", e))?;
-        }
-        let fd = make_dir(dir, name).map_err(|e| io_error(entry, "create parent", e))?;
-        rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755))
-            .map_err(|e| io_error(entry, "set mode of parent", e.into()))?;
-        if replaces {
-            mark_opaque(fd.as_fd()).map_err(|e| io_error(entry, "mark opaque", e))?;
         }
         Ok(())
     }
@@ -435,52 +344,6 @@ fn make_dir(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
 
 fn mark_opaque(dir: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::fsetxattr(dir, OPAQUE_XATTR, b"y", XattrFlags::empty())?)
-}
-
-fn owner(entry: &Entry) -> (Option<Uid>, Option<Gid>) {
-    (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-}
-
-fn mode(entry: &Entry) -> Mode {
-    Mode::from_raw_mode(entry.mode)
-}
-
-fn set_owner_and_mode(entry: &Entry, fd: BorrowedFd<'_>) -> Result<(), ApplyError> {
-    let (uid, gid) = owner(entry);
-    rustix::fs::fchown(fd, uid, gid).map_err(|e| io_error(entry, "set owner", e.into()))?;
-    // After the owner: chown drops set-user-id bits.
-    rustix::fs::fchmod(fd, mode(entry)).map_err(|e| io_error(entry, "set mode", e.into()))
-}
-
-fn set_xattrs(entry: &Entry, path: &[u8], follow: bool) -> Result<(), ApplyError> {
-    for (name, value) in entry.xattrs.iter().filter(|(name, _)| may_keep(name)) {
-        let result = if follow {
-            rustix::fs::setxattr(path, name.as_slice(), value, XattrFlags::empty())
-        } else {
-            rustix::fs::lsetxattr(path, name.as_slice(), value, XattrFlags::empty())
-        };
-        match result {
-            Ok(()) => {}
-            // user.* does not exist on links and nodes, ACLs not on every file system. Capabilities are
-            // what a program needs to work, so those must not get lost.
-            Err(Errno::NOTSUP | Errno::PERM) if name != b"security.capability" => {}
-            Err(e) => return Err(io_error(entry, "set extended attribute", e.into())),
-        }
-    }
-    Ok(())
-}
-
-/// Attributes that steer overlayfs or belong to this host's security modules never come from an image.
-fn may_keep(name: &[u8]) -> bool {
-    if name.starts_with(b"security.") {
-        return name == b"security.capability";
-    }
-    !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.")
-}
-
-fn timestamps((seconds, nanos): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanos) };
-    Timestamps { last_access: time, last_modification: time }
 }
 
 fn shown(entry: &Entry) -> String {

@@ -477,9 +477,46 @@ fn directories_that_a_layer_does_not_describe_look_like_those_below() {
     let mode = |p: &str| path.join(p).symlink_metadata().unwrap().mode() & 0o7777;
     assert_eq!((mode(""), mode("tmp"), mode("hidden"), mode("home/u/x")), (0o711, 0o1777, 0o755, 0o755));
     assert_eq!(path.join("home/u").symlink_metadata().unwrap().uid(), 7);
-    let (through, path) = layer("through", Tar::default().file("lib/f", b""));
-    let error = inherit(open_dir(&path).unwrap().as_fd(), &lowers, &through.implicit).unwrap_err();
-    assert!(error.to_string().contains("\"lib\" is a symbolic link"), "{error}");
+    let (described, path) = layer("described", Tar::default().dir("lib").file("lib/x/f", b""));
+    inherit(open_dir(&path).unwrap().as_fd(), &lowers, &described.implicit).unwrap();
+    assert!(path.join("lib/x/f").exists(), "a described directory replaces the symlink");
+}
+
+#[test]
+fn t02_a_file_put_through_a_symlink_of_a_lower_layer_lands_where_it_leads() {
+    require_root();
+    let bench = Bench::new();
+    let base = Tar::default()
+        .with(b'5', "usr/lib", b"", |h| h.set_uid(9))
+        .symlink("lib", "usr/lib")
+        .symlink("lib64", "/lib")
+        .symlink("out", &bench.canary())
+        .symlink("loop", "loop");
+    bench.unpack(base).unwrap();
+    let upper = |tar: Tar| {
+        let bench = Bench::new();
+        let unpacked = bench.unpack(tar).unwrap();
+        (bench, unpacked.implicit)
+    };
+    let below = open_dir(&bench.layer()).unwrap();
+    let settle = |top: &(Bench, Vec<Vec<u8>>)| {
+        inherit(open_dir(&top.0.layer()).unwrap().as_fd(), &[below.as_fd()], &top.1)
+    };
+    let top = upper(Tar::default().file("lib64/a/f", b"1").file("lib/g", b"2").file("usr/lib/h", b"3"));
+    settle(&top).unwrap();
+    for (path, text) in [("usr/lib/a/f", "1"), ("usr/lib/g", "2"), ("usr/lib/h", "3")] {
+        assert_eq!(top.0.read(path), text);
+    }
+    assert!(!top.0.has("lib") && !top.0.has("lib64"), "the symlinks show");
+    assert_eq!(top.0.stat("usr/lib").uid(), 9);
+    // A symlink that leads nowhere inside is replaced, never followed.
+    let top = upper(Tar::default().file("out/f", b"new").file("loop/f", b"new"));
+    settle(&top).unwrap();
+    assert!(top.0.has("out/f") && top.0.has("loop/f"));
+    assert_eq!(fingerprint(&bench.tmp.path().join("canary")), bench.before);
+    let top = upper(Tar::default().file("lib/same", b"1").file("usr/lib/same", b"2"));
+    let error = settle(&top).unwrap_err();
+    assert!(error.to_string().contains("\"usr/lib/same\" comes twice"), "{error}");
 }
 
 /// Names that meet each other, and the kinds of entries that could be turned against each other.
