@@ -216,7 +216,7 @@ fn no_descriptor_becomes_a_working_directory() {
 #[test]
 fn an_exec_joins_the_container() {
     let place = Place::new("exec");
-    let prepared = place.container(rootfs().0, "echo up; echo $$ > /tmp/first; sleep 1000", |_| {});
+    let prepared = place.container(rootfs().0, "echo $$ > /tmp/first; echo up; sleep 1000", |_| {});
     let cgroup = place.cgroup("web");
     let (first, _output) = running(&prepared, PidNs::Own, &cgroup);
     let sub = cgroup.sub("exec-1").unwrap();

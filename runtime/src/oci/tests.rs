@@ -68,7 +68,43 @@ fn refused(pointer: &str, change: Value) -> String {
 #[test]
 fn a_container_becomes_a_plan() {
     let planned = ask(&web()).unwrap();
-    insta::assert_snapshot!(planned.plan);
+    insta::assert_snapshot!(planned.plan, @r#"
+    plan: 4 descriptors, own cgroup namespace
+      attach the root at /run/crisp/staging: private
+      mount /proc (proc): nosuid,nodev,noexec [source=proc]
+      mount /dev (tmpfs): nosuid,strictatime [source=tmpfs,mode=755,size=65536k]
+      mount /dev/pts (devpts): nosuid,noexec [source=devpts,newinstance,ptmxmode=0666,mode=0620,gid=5]
+      mount /dev/mqueue (mqueue): nosuid,nodev,noexec [source=mqueue]
+      mount /sys (sysfs): ro,nosuid,nodev,noexec [source=sysfs]
+      mount /sys/fs/cgroup (cgroup2): ro,nosuid,nodev,noexec [source=cgroup]
+      mount /etc/hosts (bind): fd 1 (file), set [] clear [], private and below
+      mount /data (bind): fd 2 (file), set [ro,noatime] clear [atime], slave and below
+      mount /frozen (bind): fd 3 (file), set [] clear [] set below, too [ro], private and below
+      create device /dev/null: c 1:3 0666 0:0
+      create device /dev/zero: c 1:5 0666 0:0
+      create device /dev/full: c 1:7 0666 0:0
+      create device /dev/random: c 1:8 0666 0:0
+      create device /dev/urandom: c 1:9 0666 0:0
+      create device /dev/tty: c 5:0 0666 0:0
+      create link /dev/ptmx -> pts/ptmx
+      create link /dev/fd -> /proc/self/fd
+      create link /dev/stdin -> /proc/self/fd/0
+      create link /dev/stdout -> /proc/self/fd/1
+      create link /dev/stderr -> /proc/self/fd/2
+      create device /dev/fuse: c 10:229 0660 0:44
+      create directory /srv: 0755
+      make /proc/sys read-only
+      mask /proc/kcore
+      mask /sys/firmware
+      pivot into the root, read-only
+    process: "nginx" "-g" "daemon off;"
+      env: "PATH=/usr/bin:/bin" "HOME=/root"
+      cwd: /srv, umask 0022
+      user: 101:101 groups [101, 2000]
+      capabilities: bounding 0x401 effective 0x401 permitted 0x401 inheritable 0x0 ambient 0x0
+      no_new_privs: true, oom_score_adj: 937
+      rlimit 7: 1024:4096
+    "#);
     let sources: Vec<_> =
         planned.sources.iter().map(|source| (source.path.to_str().unwrap(), source.recursive)).collect();
     assert_eq!(sources, [("/var/lib/x/hosts", true), ("/mnt/data", true), ("/mnt/frozen", true)]);
@@ -86,7 +122,15 @@ fn an_exec_is_a_plan_without_operations() {
         json!({"args": ["sh"], "cwd": "/", "user": {"uid": 5, "gid": 6, "umask": 63}}),
     )
     .unwrap();
-    insta::assert_snapshot!(exec_plan(&process).unwrap());
+    insta::assert_snapshot!(exec_plan(&process).unwrap(), @r#"
+    plan: 0 descriptors
+    process: "sh"
+      env: 
+      cwd: /, umask 0077
+      user: 5:6 groups []
+      capabilities: bounding 0x0 effective 0x0 permitted 0x0 inheritable 0x0 ambient 0x0
+      no_new_privs: false, oom_score_adj: inherited
+    "#);
 }
 
 #[test]

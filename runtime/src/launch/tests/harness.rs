@@ -16,13 +16,19 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// One test at a time: a child has all open files of this process for a moment, also one that another test is
+/// writing into its root file system, which then cannot become read-only (`EBUSY`). A monitor has no such files.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Where containers of one test live.
 pub(super) struct Place {
+    _turn: MutexGuard<'static, ()>,
     hierarchy: Hierarchy,
     top: CgroupPath,
     pub(super) staging: tempfile::TempDir,
@@ -30,9 +36,10 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn new(test: &str) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let hierarchy = hierarchy().expect("a writable cgroup v2 hierarchy");
         let top = CgroupPath::new(&format!("/crisp-test-launch-{test}-{}", std::process::id())).unwrap();
-        Self { hierarchy, top, staging: tempfile::tempdir().unwrap() }
+        Self { _turn: turn, hierarchy, top, staging: tempfile::tempdir().unwrap() }
     }
 
     pub(super) fn cgroup(&self, name: &str) -> Cgroup {
