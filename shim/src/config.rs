@@ -126,6 +126,12 @@ pub enum ConfigError {
         /// All that is wrong with it; each names the key and, where it is known, the line.
         problems: Vec<String>,
     },
+    /// Values cannot work that did not come from a file.
+    #[error("configuration: {}", problems.join("\n  "))]
+    Values {
+        /// All that is wrong; each names the key.
+        problems: Vec<String>,
+    },
 }
 
 impl Config {
@@ -158,6 +164,16 @@ impl Config {
         config.take(table.into_inner(), &Place::top(text), &mut problems);
         config.check(&mut problems);
         if problems.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// Checks values that were set by other means than a file.
+    ///
+    /// # Errors
+    /// Everything that cannot work, with the keys' names.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        self.check(&mut problems);
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Values { problems }) }
     }
 
     /// The configuration file that says what is so anyway, with every key described.

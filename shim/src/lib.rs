@@ -64,11 +64,14 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
                 .max_decoding_message_size(MESSAGE_BYTES)
                 .max_encoding_message_size(MESSAGE_BYTES),
         )
-        .add_service(AdminServer::new(Administration { node }))
+        .add_service(AdminServer::new(Administration { node: node.clone() }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await
         .stage("serve");
     let _ = fs::remove_file(&path);
+    if node.pods().is_empty() {
+        setup::leave(&node).await;
+    }
     drop(lock);
     served
 }

@@ -48,7 +48,7 @@ pub async fn all(node: &Arc<Node>) -> Result<(), RequestError> {
     let mut tasks = tokio::task::JoinSet::new();
     for record in records {
         let node = node.clone();
-        tasks.spawn(async move { pod(&node, record).await });
+        tasks.spawn(async move { Box::pin(pod(&node, record)).await });
     }
     while tasks.join_next().await.is_some() {}
     let task_node = node.clone();
@@ -71,7 +71,7 @@ async fn pod(node: &Arc<Node>, record: SandboxRecord) {
     let id = record.id.clone();
     let result = match record.phase {
         SandboxPhase::Building => undo_sandbox(node, &record).await,
-        SandboxPhase::Ready | SandboxPhase::Stopped => restore(node, record).await,
+        SandboxPhase::Ready | SandboxPhase::Stopped => Box::pin(restore(node, record)).await,
     };
     if let Err(error) = result {
         tracing::error!(pod = %id, %error, "recovery");

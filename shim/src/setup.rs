@@ -15,6 +15,7 @@ use crisp_netns::{
     namespaces::ensure_pin_dir,
     network::{Network, NetworkConfig},
 };
+use crisp_sys::mount::{MntFlags, umount2};
 
 use crate::{
     cgroups::Cgroups,
@@ -63,6 +64,20 @@ fn make(config: Config) -> Result<(Arc<Node>, File), RequestError> {
         config,
     });
     Ok((node, lock))
+}
+
+/// Takes away what the daemon keeps on the host for its pods, when it ends and there are none: bridge, nftables
+/// table and the mount of the pins. The next start makes them again.
+pub(crate) async fn leave(node: &Arc<Node>) {
+    let task_node = node.clone();
+    let left = blocking(move || {
+        task_node.network.teardown_host().stage("network")?;
+        let pins = task_node.state.pins();
+        umount2(&pins, MntFlags::empty()).stage(format_args!("unmount {}", pins.display()))
+    });
+    if let Err(error) = left.await {
+        tracing::warn!(%error, "something stays on the host");
+    }
 }
 
 fn pinned(config: &Config) -> Result<Vec<Reference>, RequestError> {
@@ -119,11 +134,17 @@ fn network(config: &Config) -> Result<(Network, Ipam), RequestError> {
         ipv6: subnet("ipv6", &config.network.ipv6)?,
         mtu: (config.network.mtu != 0).then_some(config.network.mtu),
         masquerade: config.network.masquerade,
-        nft_table: format!("crisp-{}", config.network.bridge),
+        nft_table: nft_table(&config.network.bridge),
     };
     let ipam = Ipam::new(settings.ipv4, settings.ipv6).stage("network")?;
     let network = Network::open(settings).stage("network")?;
     Ok((network, ipam))
+}
+
+/// A table a bridge; nftables' names have no dashes and dots.
+fn nft_table(bridge: &str) -> String {
+    let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    format!("crisp_{}", bridge.chars().map(word).collect::<String>())
 }
 
 fn subnet<T: std::str::FromStr>(key: &str, text: &str) -> Result<Option<T>, RequestError>

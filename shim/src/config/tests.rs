@@ -98,7 +98,7 @@ fn a_file_that_is_named_must_be_there() {
 #[test]
 fn problems_of_a_file_name_it() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "lisen = \"x\"").unwrap();
+    fs::write(file.path(), "lisen = \"x\"").unwrap();
     let text = Config::load(Some(file.path())).unwrap_err().to_string();
     assert_eq!(
         text,

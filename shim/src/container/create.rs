@@ -30,7 +30,7 @@ use crate::{
     link::Link,
     node::{Node, blocking},
     pod::{View, teardown::cgroup_of},
-    record::{self, ContainerPhase, ContainerRecord, PodDir, ProcessId, SandboxRecord, UserRecord},
+    record::{self, ContainerPhase, ContainerRecord, ProcessId, SandboxRecord, UserRecord},
     time::now_nanos,
 };
 
@@ -99,7 +99,7 @@ fn prepare(
     let snapshot = node.store.prepare(image, id.as_str()).stage("make its writable layer")?;
     let root = snapshot.mount(false).stage("mount its root")?;
     let identity = resolve_user(root.as_fd(), &config, image)?;
-    let record = new_record(node, sandbox, id, config, image, &dir, &identity)?;
+    let record = new_record(node, sandbox, id, image, Resolved { config, identity })?;
     // From here on a killed daemon knows what to undo.
     record::write(&dir.container_record(id), &record).stage("creating")?;
     let mut planned =
@@ -170,16 +170,22 @@ fn id_number(field: &str, value: i64) -> Result<u32, RequestError> {
     })
 }
 
+/// A request with its user looked up.
+struct Resolved {
+    config: cri::ContainerConfig,
+    identity: user::Identity,
+}
+
 fn new_record(
     node: &Node,
     sandbox: &SandboxRecord,
     id: &Id,
-    config: cri::ContainerConfig,
     image: &Image,
-    dir: &PodDir,
-    identity: &user::Identity,
+    resolved: Resolved,
 ) -> Result<ContainerRecord, RequestError> {
-    let user = UserRecord { uid: identity.uid, gid: identity.gid, groups: identity.groups.clone() };
+    let Resolved { config, identity } = resolved;
+    let dir = node.state.pod(&sandbox.id);
+    let user = UserRecord { uid: identity.uid, gid: identity.gid, groups: identity.groups };
     let files: Vec<(&str, PathBuf)> =
         [("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")]
             .map(|(destination, name)| (destination, dir.file(name)))

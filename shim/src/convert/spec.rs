@@ -64,15 +64,17 @@ pub fn spec(input: &SpecInput<'_>) -> Result<Spec, RequestError> {
         .readonly(security.readonly_rootfs)
         .build()
         .stage("spec: root")?;
-    SpecBuilder::default()
+    let mut spec = SpecBuilder::default()
         .version("1.2.0")
         .root(root)
-        .hostname(input.hostname)
         .process(process(input, &security)?)
         .mounts(mounts(input, &security)?)
         .linux(linux)
         .build()
-        .stage("spec")
+        .stage("spec")?;
+    // The builder fills in names of its own; the pod's UTS namespace has the hostname.
+    spec.set_hostname(None).set_domainname(None).set_annotations(None);
+    Ok(spec)
 }
 
 /// The request's security context, empty if absent.

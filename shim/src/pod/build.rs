@@ -149,6 +149,12 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<(
         mount_shm(&dir.shm())?;
     }
     make_namespaces(node, record, plan, lease.as_ref())?;
+    // Kubelet's, which makes and removes it; other clients leave the making to the runtime. After everything
+    // that can go wrong, because it is never taken away again.
+    let logs = &record.config.log_directory;
+    if !logs.is_empty() {
+        fs::create_dir_all(logs).stage(format_args!("log_directory {logs}"))?;
+    }
     record::write(&dir.record(), record).stage("building")
 }
 

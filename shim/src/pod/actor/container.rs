@@ -52,7 +52,7 @@ impl Actor {
         self.containers.insert(id.clone(), container);
         let (node, view) = (self.node.clone(), self.pod.view());
         self.work(async move {
-            let result = create::container(&node, &view, &id, config).await;
+            let result = Box::pin(create::container(&node, &view, &id, config)).await;
             Done::Created(id, result.map(Box::new))
         });
     }

@@ -65,13 +65,12 @@ impl Actor {
     }
 
     pub(super) fn built(&mut self, result: Result<Box<Built>, RequestError>) {
-        let result = result.and_then(|built| {
+        let result = result.map(|built| {
             let Built { record, link, events } = *built;
             self.events = events;
             let mut view = self.pod.lock();
             view.sandbox = std::sync::Arc::new(record);
             view.link = Some(link);
-            Ok(())
         });
         if result.is_err() {
             // Everything is undone: the name is free before the callers hear of it, so that a retry finds it so.
