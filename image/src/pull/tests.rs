@@ -384,6 +384,28 @@ async fn i07_a_document_without_end_is_not_read() {
     assert!(error.chain().contains("larger than 8388608 bytes"), "{}", error.chain());
 }
 
+#[tokio::test]
+async fn tls_is_verified_against_the_configured_roots() {
+    let bench = Bench::new().await;
+    let (registry, pem) = FakeRegistry::start_tls().await;
+    registry.serve("app", Some("1"), &image("tls", two_layers()));
+    let server = format!("server = \"https://{}\"\n", registry.host);
+    let reference = Reference::parse(&format!("{}/app:1", registry.host)).unwrap();
+    bench.hosts(&registry.host, &server);
+    let error = bench.store.pull(&reference, bench.options()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::RegistryUnavailable);
+    assert!(error.chain().contains("certificate"), "{}", error.chain());
+    bench.hosts(&registry.host, &format!("{server}ca = \"own.pem\"\n"));
+    let error = bench.store.pull(&reference, bench.options()).await.unwrap_err();
+    assert!(error.chain().contains("own.pem"), "{}", error.chain());
+    std::fs::write(bench.tmp.path().join("certs.d").join(&registry.host).join("own.pem"), pem).unwrap();
+    bench.store.pull(&reference, bench.options()).await.unwrap();
+    // And without any roots, when the operator says so.
+    bench.hosts(&registry.host, &format!("{server}skip_verify = true\n"));
+    bench.store.remove(&reference.to_string()).await.unwrap();
+    bench.store.pull(&reference, bench.options()).await.unwrap();
+}
+
 /// A pull whose second layer never ends.
 async fn hanging(bench: &Bench) -> (Built, String) {
     let built = image("h", two_layers());
