@@ -9,7 +9,7 @@ use std::{
 
 use crisp_image::Image;
 use crisp_monitor::{
-    record as exits,
+    client::record as exits,
     wire::{self, Body, Call, ContainerRef},
 };
 use crisp_proto::runtime::v1 as cri;

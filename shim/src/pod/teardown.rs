@@ -3,7 +3,7 @@
 
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
-use crisp_monitor::{record as exits, wire};
+use crisp_monitor::{client::record as exits, wire};
 use crisp_netns::{ipam::Lease, namespaces};
 use crisp_sys::{Errno, mount, process, wait::wait_end};
 use tokio::time::timeout;
@@ -101,19 +101,30 @@ pub fn cgroup_of(parent: &str, name: &str) -> String {
 
 fn release(node: &Node, record: &SandboxRecord) -> Result<(), RequestError> {
     let dir = node.state.pod(&record.id);
-    if let Some(network) = &record.network {
-        node.network.detach(&network.host_interface).stage("network")?;
-    }
-    namespaces::unpin(&build::pins(node, record)).stage("namespace pins")?;
-    unmount(&dir.shm())?;
-    remove_file(&dir.socket())?;
-    let init = cgroup_of(&record.cgroup_parent, record.id.as_str());
-    node.cgroups.remove(&init).stage("the pod init's cgroup")?;
+    // Deleting a link waits some 30 ms for readers in the kernel; everything else is done meanwhile.
+    let (detached, released) = std::thread::scope(|scope| {
+        let detaching = scope.spawn(|| match &record.network {
+            Some(network) => node.network.detach(&network.host_interface).stage("network"),
+            None => Ok(()),
+        });
+        let released = release_local(node, record, &dir);
+        (detaching.join(), released)
+    });
+    released?;
+    detached.unwrap_or_else(|_| Err(RequestError::unknown("network: internal error")))?;
     // Last, so that no attempt that has to be repeated gives an address back twice: it may be somebody else's then.
     if let Some(network) = &record.network {
         node.ipam.release(&Lease { v4: network.ipv4, v6: network.ipv6 });
     }
     Ok(())
+}
+
+fn release_local(node: &Node, record: &SandboxRecord, dir: &PodDir) -> Result<(), RequestError> {
+    namespaces::unpin(&build::pins(node, record)).stage("namespace pins")?;
+    unmount(&dir.shm())?;
+    remove_file(&dir.socket())?;
+    let init = cgroup_of(&record.cgroup_parent, record.id.as_str());
+    node.cgroups.remove(&init).stage("the pod init's cgroup")
 }
 
 fn unmount(path: &Path) -> Result<(), RequestError> {
