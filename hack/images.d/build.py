@@ -1,11 +1,10 @@
 """Builds all test images: OCI layouts, a docker archive and the storage folder of a registry that holds them.
 
-Usage: build.py SYSROOT OUT REGISTRY-ADDRESS   (the registry is up and stores in OUT/registry)
+Usage: build.py SYSROOT OUT REGISTRY-ADDRESS   (the registry is up and stores in OUT/registry; OUT is otherwise empty)
 """
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 
@@ -29,9 +28,8 @@ def main():
     sysroot, out, address = sys.argv[1:]
     with tempfile.TemporaryDirectory() as work:
         images, archives = content.build(content.Sysroot(sysroot), work)
-    layouts = os.path.join(out, "layout")
-    shutil.rmtree(layouts, ignore_errors=True)
-    oci.write_layouts(layouts, {name: image for name, image in images.items() if "test-bad-" not in name})
+    oci.write_layouts(os.path.join(out, "layout"), {
+        name: image for name, image in images.items() if "test-bad-" not in name})
     os.makedirs(os.path.join(out, "docker-archive"), exist_ok=True)
     for name, image in archives.items():
         image.docker_archive(os.path.join(out, "docker-archive", name.rsplit("/", 1)[1].split(":")[0] + ".tar"), name)

@@ -36,8 +36,9 @@ class Sysroot:
         return ":".join(os.path.join(self.root, d, self.triplet) for d in ("lib", "usr/lib"))
 
     def run(self, program, *args, env=None):
-        """Runs one of the sysroot's programs with the sysroot's own loader and libraries."""
-        command = [self.loader(), "--library-path", self.libraries(), program, *args]
+        """Runs one of the sysroot's programs with the sysroot's own loader and libraries (a static one needs neither)."""
+        static = subprocess.run([self.loader(), "--verify", program], check=False).returncode != 0
+        command = [program, *args] if static else [self.loader(), "--library-path", self.libraries(), program, *args]
         return subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def needed(self, binary):
@@ -73,17 +74,27 @@ def accounts(passwd=(), group=()):
     return "\n".join(users) + "\n", "\n".join(groups) + "\n"
 
 
-def busybox_tree(sysroot):
+# Stand-ins for two programs that Debian's builds leave out and critest asks for.
+PGREP = '#!/bin/sh\nfound=$(pidof "$1") || exit 1\nprintf "%s\\n" $found\n'
+IPCS = '#!/bin/sh\n[ "$*" = -m ] || { echo "ipcs: only -m is known" >&2; exit 1; }\nexec cat /proc/sysvipc/shm\n'
+
+
+def busybox_tree(sysroot, binary=None):
+    """A root file system of busybox alone: the static build, whose shell runs an applet before it looks at PATH, or
+    another build with its libraries."""
     tree = Tree()
-    binary = sysroot.path("bin/busybox", "usr/bin/busybox")
-    tree.copy(os.path.realpath(binary), "bin/busybox", 0o755)
-    applets = subprocess.run([binary, "--list-full"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    if binary:
+        sysroot.program(tree, binary, "bin/busybox")
+    else:
+        binary = os.path.realpath(sysroot.path("bin/busybox", "usr/bin/busybox"))
+        tree.copy(binary, "bin/busybox", 0o755)
+    applets = sysroot.run(binary, "--list-full").split()
     for applet in applets:
         if applet not in ("linuxrc", "bin/busybox"):
             tree.hardlink(applet, "bin/busybox")
-    # Debian's build leaves this applet out, and critest asks for it.
-    if "usr/bin/pgrep" not in applets:
-        tree.file("usr/bin/pgrep", '#!/bin/sh\nfound=$(pidof "$1") || exit 1\nprintf "%s\\n" $found\n', 0o755)
+    for name, script in (("usr/bin/pgrep", PGREP), ("usr/bin/ipcs", IPCS)):
+        if name not in applets:
+            tree.file(name, script, 0o755)
     passwd, group = accounts()
     tree.file("etc/passwd", passwd).file("etc/group", group).file("etc/shadow", "root:*:::::::\n", 0o640)
     tree.dir("tmp", 0o1777).dir("root", 0o700).dir("home").dir("var/tmp", 0o1777).dir("var/run").dir("run")
@@ -250,7 +261,9 @@ def build(sysroot, work):
     with open(effective, "rb") as f:
         nnp = Tree().file("nnp", f.read(), 0o4755)
     images.update({
-        E2E + "busybox:1.29-2": marked("busybox-1.29-2"),
+        # The dynamic build: critest masks /bin/ls and expects the shell to fail on it.
+        E2E + "busybox:1.29-2": Image([Layer(busybox_tree(sysroot, sysroot.path(
+            "busybox/bin/busybox", "busybox/usr/bin/busybox")))], shell),
         E2E + "nginx:1.14-2": logged,
         E2E + "httpd:2.4.39-4": Image([base, Layer(httpd)], {"Env": [PATH], "Cmd": ["httpd-foreground"]}),
         E2E + "nonewprivs:1.3": Image([base, Layer(nnp)], {"Env": [PATH], "Entrypoint": ["/nnp"]}),
@@ -271,7 +284,7 @@ def build(sysroot, work):
                              ["default-user:x:1000:", "group-defined-in-image:x:50000:default-user"])
     images[CRITEST + "test-image-predefined-group:latest"] = Image(
         [base, Layer(Tree().file("etc/passwd", passwd).file("etc/group", group))], {**shell, "User": "1000"})
-    pause = marked("pause", {"Env": [PATH], "Entrypoint": ["sleep", "infinity"]})
+    pause = marked("pause", {"Env": [PATH], "Entrypoint": ["tail", "-f", "/dev/null"]})
     images.update({"registry.k8s.io/pause:3.9": pause, "k8s.gcr.io/pause:3.9": pause})
 
     # Images whose form is the point.
