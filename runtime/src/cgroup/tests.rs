@@ -2,7 +2,16 @@
 
 use super::*;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// Held by every test that makes a process: a child has all open files of this process for a moment, also one that
+/// another test is writing into its root file system, which can then neither become read-only (`EBUSY`) nor be
+/// executed (`ETXTBSY`). A monitor has no such files.
+pub(crate) fn my_turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The hierarchy of this machine, or none where it is not mounted or cannot be written.
 pub(crate) fn hierarchy() -> Option<Hierarchy> {
@@ -75,6 +84,7 @@ fn limits_are_applied_whole_or_not_at_all() {
 #[test]
 fn removal_waits_for_the_last_process() {
     let Some(hierarchy) = hierarchy() else { return };
+    let _turn = my_turn();
     let cgroup = hierarchy.create(&top("wait"), "web").unwrap();
     let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     std::fs::write(cgroup.location().join("cgroup.procs"), child.id().to_string()).unwrap();

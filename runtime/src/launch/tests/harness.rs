@@ -3,7 +3,7 @@
 //! Children get a mount namespace of their own, so nothing here lands on the host. `clone3` from a test process,
 //! which has threads, is safe because the child makes system calls only.
 
-use crate::cgroup::tests::hierarchy;
+use crate::cgroup::tests::{hierarchy, my_turn};
 use crate::cgroup::{Cgroup, CgroupPath, Hierarchy};
 use crate::launch::{Child, PidNs, Prepared, Report, Stdio, start};
 use crate::oci::{PlanInput, exec_plan, plan};
@@ -16,15 +16,11 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// One test at a time: a child has all open files of this process for a moment, also one that another test is
-/// writing into its root file system, which then cannot become read-only (`EBUSY`). A monitor has no such files.
-static TURN: Mutex<()> = Mutex::new(());
 
 /// Where containers of one test live.
 pub(super) struct Place {
@@ -36,7 +32,7 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) fn new(test: &str) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = my_turn();
         let hierarchy = hierarchy().expect("a writable cgroup v2 hierarchy");
         let top = CgroupPath::new(&format!("/crisp-test-launch-{test}-{}", std::process::id())).unwrap();
         Self { _turn: turn, hierarchy, top, staging: tempfile::tempdir().unwrap() }
