@@ -122,7 +122,7 @@ impl Node {
         format!(
             r#"[cgroup]
 root = "{cgroup_root}"
-default_parent = "{cgroup_parent}"
+default_parent = "{cgroup_parent}/default"
 require_controllers = {require}
 
 [network]

@@ -1,0 +1,106 @@
+//! What is mounted in a container. Two containers share a mount's content if device and root within it are the same.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use crisp_proto::runtime::v1 as cri;
+use serde::Serialize;
+
+/// A mount in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Mount {
+    /// Path in the container.
+    pub(super) target: String,
+    /// Path on the host when the pod asked for the mount, else what kind of file system it is.
+    pub(super) source: String,
+    /// Device and root within it: the same for the same content.
+    pub(super) content: String,
+    pub(super) read_only: bool,
+}
+
+/// Below these there are only the usual kernel file systems and masks.
+const USUAL: [&str; 3] = ["/proc", "/sys", "/dev"];
+/// What is worth a look there.
+const UNUSUAL: [&str; 2] = ["/dev/shm", "/dev/mqueue"];
+
+/// The mounts of a process that tell something: its root, what the pod asked for, and what the runtime added outside
+/// of the kernel's own file systems.
+///
+/// # Errors
+/// The process is gone, or this user may not look at it.
+pub(super) fn of(pid: u32, asked: &[cri::Mount]) -> Result<Vec<Mount>> {
+    let path = format!("/proc/{pid}/mountinfo");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    Ok(read(&text, asked))
+}
+
+fn read(mountinfo: &str, asked: &[cri::Mount]) -> Vec<Mount> {
+    mountinfo.lines().filter_map(|line| entry(line, asked)).collect()
+}
+
+/// A line: `id parent major:minor root target options [tags] - type source super-options` (proc_pid_mountinfo(5)).
+fn entry(line: &str, asked: &[cri::Mount]) -> Option<Mount> {
+    let (before, after) = line.split_once(" - ")?;
+    let fields: Vec<&str> = before.split(' ').collect();
+    let [_, _, device, root, target, options, ..] = fields[..] else { return None };
+    let target = unescape(target);
+    let request = asked.iter().find(|mount| mount.container_path.trim_end_matches('/') == target);
+    let below = |tops: &[&str]| {
+        tops.iter()
+            .any(|top| target.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    };
+    if request.is_none() && below(&USUAL) && !below(&UNUSUAL) {
+        return None;
+    }
+    let source = match request {
+        Some(mount) => mount.host_path.clone(),
+        None => after.split(' ').next()?.to_owned(),
+    };
+    let read_only = options.split(',').any(|option| option == "ro");
+    Some(Mount { target, source, content: format!("{device} {}", unescape(root)), read_only })
+}
+
+/// Blanks, tabs, line breaks and backslashes are octal in mountinfo.
+fn unescape(field: &str) -> String {
+    let mut text = field.to_owned();
+    for (code, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+        text = text.replace(code, plain);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_requests_and_additions_are_told() {
+        let text = "100 99 0:50 / / rw,relatime - overlay overlay rw,lowerdir=x\n\
+            101 100 0:51 / /proc rw - proc proc rw\n\
+            102 100 0:52 / /dev rw - tmpfs tmpfs rw\n\
+            103 102 0:53 / /dev/shm rw - tmpfs shm rw\n\
+            104 100 8:1 /vol/a\\040b /data ro,relatime master:1 - ext4 /dev/sda1 rw\n\
+            105 100 8:1 /hosts /etc/hosts rw - ext4 /dev/sda1 rw\n\
+            106 102 8:1 /t /dev/termination-log rw - ext4 /dev/sda1 rw\n";
+        let asked = |host: &str, container: &str| cri::Mount {
+            host_path: host.into(),
+            container_path: container.into(),
+            ..Default::default()
+        };
+        let requests = [asked("/vol/a b", "/data/"), asked("/x/t", "/dev/termination-log")];
+        let found: Vec<_> = read(text, &requests)
+            .into_iter()
+            .map(|m| format!("{} {} {} {}", m.target, m.source, m.content, m.read_only))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                "/ overlay 0:50 / false",
+                "/dev/shm tmpfs 0:53 / false",
+                "/data /vol/a b 8:1 /vol/a b true",
+                "/etc/hosts ext4 8:1 /hosts false",
+                "/dev/termination-log /x/t 8:1 /t false",
+            ]
+        );
+    }
+}
