@@ -96,6 +96,7 @@ impl Node {
             cgroup_parent: format!("/crisp-test-{}-{number}", std::process::id()),
             folders: vec![
                 (folder.path().join("state"), STATE_DEPTH),
+                (folder.path().join("play"), STATE_DEPTH),
                 (shared_root()?.to_path_buf(), ROOT_DEPTH),
             ],
             monitor,
@@ -296,6 +297,8 @@ hosts_dir = "{hosts}"
     pub fn crisp_command(&self) -> Command {
         let mut command = Command::new(&self.crisp);
         command.arg("--endpoint").arg(self.endpoint());
+        // A crash loop is to be seen looping, not to be waited for.
+        command.env("CRISP_PLAY_DIR", self.folder.path().join("play")).env("CRISP_PLAY_BACKOFF", "1");
         command
     }
 

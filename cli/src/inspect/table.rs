@@ -137,7 +137,7 @@ fn with_usage(limit: Option<&str>, usage: Option<&str>, show: &dyn Fn(u64) -> St
     }
 }
 
-/// One row for each content, in the order in which the first container with it has them.
+/// One row for each content: the containers' roots first, then in the order in which the first container has them.
 fn mount_rows(containers: &[Container]) -> Vec<Vec<String>> {
     let mut contents: Vec<(&str, &str)> = Vec::new();
     for mount in containers.iter().flat_map(|container| &container.mounts) {
@@ -145,12 +145,16 @@ fn mount_rows(containers: &[Container]) -> Vec<Vec<String>> {
             contents.push((&mount.content, &mount.source));
         }
     }
+    let is_root = |content: &str| {
+        containers.iter().flat_map(|c| &c.mounts).any(|mount| mount.content == content && mount.target == "/")
+    };
+    contents.sort_by_key(|(content, _)| !is_root(content));
     contents
         .into_iter()
         .map(|(content, source)| {
             let cells: Vec<String> = containers.iter().map(|container| targets(container, content)).collect();
             let seen = cells.iter().filter(|cell| !cell.is_empty()).count();
-            let mut row = vec![format!("  {source}"), String::new()];
+            let mut row = vec![format!("  {}", shortened(source)), String::new()];
             row.extend(cells);
             row.push(match seen {
                 1 => String::new(),
@@ -160,6 +164,19 @@ fn mount_rows(containers: &[Container]) -> Vec<Vec<String>> {
             row
         })
         .collect()
+}
+
+/// Longest source that is shown whole, in characters.
+const SOURCE_MAX: usize = 36;
+
+/// The end of a long path, from a whole component on if that leaves anything. `-o json` has all of it.
+fn shortened(source: &str) -> String {
+    let count = source.chars().count();
+    if count <= SOURCE_MAX {
+        return source.to_owned();
+    }
+    let end: String = source.chars().skip(count - SOURCE_MAX + 1).collect();
+    format!("…{}", end.find('/').map_or(end.as_str(), |at| &end[at..]))
 }
 
 fn targets(container: &Container, content: &str) -> String {
@@ -226,6 +243,14 @@ mod tests {
         let expected = include_str!("../../tests/data/inspect.txt");
         let shown = render(&pod());
         assert!(shown == expected, "{shown}");
+    }
+
+    #[test]
+    fn long_sources_are_shown_by_their_end() {
+        assert_eq!(shortened("/short/path"), "/short/path");
+        let long = "/var/lib/crisp-play/default_web_3e964473-985f-4ce9-ae1c-3c0dd2161def/volumes/data";
+        assert_eq!(shortened(long), "…/volumes/data");
+        assert_eq!(shortened(&"x".repeat(40)), format!("…{}", "x".repeat(35)));
     }
 
     #[test]

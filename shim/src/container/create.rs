@@ -31,7 +31,7 @@ use crate::{
     node::{Node, blocking},
     pod::{View, teardown::cgroup_of},
     record::{self, ContainerPhase, ContainerRecord, ProcessId, SandboxRecord, UserRecord},
-    time::now_nanos,
+    time::{Stopwatch, now_nanos},
 };
 
 /// Everything a container is cloned from, ready to be sent to the monitor.
@@ -93,24 +93,29 @@ fn prepare(
     pid: PidMode,
     image: &Image,
 ) -> Result<Prepared, RequestError> {
+    let mut watch = Stopwatch::start("container prepared");
     let dir = node.state.pod(&sandbox.id);
     fs::create_dir(dir.container(id)).stage("make its directory")?;
     let wanted = resources::resources(config.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?;
     let snapshot = node.store.prepare(image, id.as_str()).stage("make its writable layer")?;
     let root = snapshot.mount(false).stage("mount its root")?;
+    watch.lap("layer and root");
     let identity = resolve_user(root.as_fd(), &config, image)?;
     let record = new_record(node, sandbox, id, image, Resolved { config, identity })?;
     // From here on a killed daemon knows what to undo.
     record::write(&dir.container_record(id), &record).stage("creating")?;
     let mut planned =
         oci::plan(&record.spec, &oci::PlanInput { staging: node.state.staging() }).stage("plan")?;
+    watch.lap("user, spec, record, plan");
     make_mount_sources(&record.config)?;
     let cgroup = node.cgroups.create_in(&sandbox.cgroup_parent, id.as_str()).stage("make its cgroup")?;
     cgroup.apply(&wanted).stage("linux.resources")?;
+    watch.lap("cgroup");
     let sources = planned.open_sources().stage("open the sources of its mounts")?;
     let plan = memfd_create_sealed("plan", &prost::Message::encode_to_vec(&planned.plan)).stage("plan")?;
     let exit = exits::create(&dir.container_exit(id)).stage("exit record")?;
     let fds = [plan, cgroup.dir, exit.into(), root].into_iter().chain(sources).collect();
+    watch.lap("sources, exit record");
     let call = wire::Create {
         container: id.to_string(),
         pid: match pid {
@@ -236,9 +241,11 @@ async fn clone(node: &Node, link: &Link, prepared: Prepared) -> Result<Container
             wire::MAX_FDS - 16
         )));
     }
+    let mut watch = Stopwatch::start("container cloned");
     let (Body::Created(pid), _) = link.call(Call::Create(call), &borrowed).await? else {
         return Err(RequestError::unknown("the monitor answered something else than it was asked"));
     };
+    watch.lap("monitor");
     record.process = Some(ProcessId { pid: pid.pid, start_ticks: pid.start_ticks });
     record.phase = ContainerPhase::Created;
     let path = node.state.pod(&record.sandbox).container_record(&record.id);

@@ -32,6 +32,7 @@ use crate::{
     link::{Event, Link},
     node::{Node, blocking},
     record::{self, NetworkRecord, PodDir, ProcessId, SandboxPhase, SandboxRecord},
+    time::Stopwatch,
 };
 
 /// The pod's init is the last to be killed for memory: its end ends every container of the pod.
@@ -96,9 +97,12 @@ async fn undo(node: &Arc<Node>, record: &SandboxRecord) {
 
 async fn connect(node: &Node, mut record: SandboxRecord, shared_pid: bool) -> Result<Built, RequestError> {
     let dir = node.state.pod(&record.id);
+    let mut watch = Stopwatch::start("sandbox connected");
     let (link, events, _) = Link::connect(&dir.socket()).await?;
+    watch.lap("hello");
     if shared_pid {
         record.init = Some(start_init(node, &record, &link).await?);
+        watch.lap("pod init");
     }
     record.phase = SandboxPhase::Ready;
     record::write(&dir.record(), &record).stage("ready")?;
@@ -120,6 +124,7 @@ async fn start_init(node: &Node, record: &SandboxRecord, link: &Link) -> Result<
 }
 
 fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<(), RequestError> {
+    let mut watch = Stopwatch::start("sandbox made");
     let dir = node.state.pod(&record.id);
     fs::DirBuilder::new()
         .mode(0o700)
@@ -143,12 +148,15 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<(
             false => node.cgroups.topmost_missing(&record.cgroup_parent).stage("cgroup_parent")?,
         };
     record::write(&dir.record(), record).stage("building")?;
+    watch.lap("record");
     node.cgroups.ensure(&record.cgroup_parent).stage("cgroup_parent")?;
+    watch.lap("cgroup");
     write_files(&dir, record, plan)?;
     if !plan.host_ipc {
         mount_shm(&dir.shm())?;
     }
-    make_namespaces(node, record, plan, lease.as_ref())?;
+    watch.lap("files and shm");
+    make_namespaces(node, record, plan, lease.as_ref(), &mut watch)?;
     // Kubelet's, which makes and removes it; other clients leave the making to the runtime. After everything
     // that can go wrong, because it is never taken away again.
     let logs = &record.config.log_directory;
@@ -213,6 +221,7 @@ fn make_namespaces(
     record: &mut SandboxRecord,
     plan: &SandboxPlan,
     lease: Option<&Lease>,
+    watch: &mut Stopwatch,
 ) -> Result<(), RequestError> {
     let dir = node.state.pod(&record.id);
     let (later, now): (Vec<_>, Vec<_>) = plan
@@ -239,6 +248,7 @@ fn make_namespaces(
         namespaces::create(&request, |_| spawn_monitor(&runtime, &node.monitor, record, socket))
             .stage("namespaces")?;
     record.monitor_pid = pid;
+    watch.lap("namespaces and monitor");
     let (Some(lease), Some(netns), Some(inside)) = (lease, &created.net, &mut created.socket) else {
         return Ok(());
     };
@@ -247,6 +257,7 @@ fn make_namespaces(
     let attach =
         AttachRequest { name: &name, alias: &alias, ifname: "eth0", netns: netns.as_fd(), inside, lease };
     node.network.attach(attach).stage("network")?;
+    watch.lap("network");
     if !later.is_empty() {
         namespaces::run_in(netns.as_fd(), || write_sysctls(&later)).stage("sysctls")??;
     }

@@ -295,10 +295,8 @@ fn commands(node: &mut Node) -> Result<()> {
     play.running("stubborn")?;
     let table = node.crisp(&["ps"])?.ok()?;
     ensure!(["grace", "polite", "stubborn"].iter().all(|name| table.contains(name)), "{table}");
-    ensure!(
-        node.crisp(&["exec", "grace", "-c", "polite", "--", "echo", "from exec"])?.ok()? == "from exec\n"
-    );
-    let refused = node.crisp(&["exec", "grace", "-c", "polite", "--", "sh", "-c", "exit 9"])?;
+    ensure!(node.crisp(&["exec", "-c", "polite", "grace", "echo", "from exec"])?.ok()? == "from exec\n");
+    let refused = node.crisp(&["exec", "-c", "polite", "grace", "--", "sh", "-c", "exit 9"])?;
     ensure!(refused.status.code() == Some(9), "{refused}");
     let table = node.crisp(&["inspect", "grace"])?.ok()?;
     for word in ["net", "ipc", "uts", "mnt", "pid", "cgroup", "polite", "stubborn", "host"] {
