@@ -79,6 +79,8 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.status.message(), self.status.code()) {
             ("", code) => write!(f, "{}: {code}", self.what),
+            // The runtime may say what was asked by itself.
+            (message, _) if message.starts_with(&self.what) => f.write_str(message),
             (message, Code::Unimplemented) => {
                 write!(f, "{}: not supported by the runtime: {message}", self.what)
             }
@@ -109,6 +111,13 @@ pub(crate) fn code(error: &anyhow::Error) -> Option<Code> {
     error.downcast_ref::<Refused>().map(|refused| refused.status.code())
 }
 
+/// The runtime's own words of a refusal; of another error all of it.
+pub(crate) fn words(error: &anyhow::Error) -> String {
+    error
+        .downcast_ref::<Refused>()
+        .map_or_else(|| format!("{error:#}"), |refused| refused.status.message().to_owned())
+}
+
 /// Whether the runtime did not answer at all: it is being restarted, or gone. A status that comes from the runtime has no
 /// source; one that the connection makes up has.
 pub(crate) fn is_away(error: &anyhow::Error) -> bool {
@@ -127,7 +136,9 @@ mod tests {
             Err::<tonic::Response<()>, _>(Status::not_found("pod \"a\" not found")).asked("stop a");
         let error = refused.unwrap_err();
         assert_eq!(error.to_string(), "stop a: pod \"a\" not found");
-        assert_eq!(code(&error), Some(Code::NotFound));
+        assert_eq!((code(&error), words(&error).as_str()), (Some(Code::NotFound), "pod \"a\" not found"));
+        let again: Result<()> = Err::<tonic::Response<()>, _>(Status::unknown("stop a: no")).asked("stop a");
+        assert_eq!(again.unwrap_err().to_string(), "stop a: no");
         assert_eq!(code(&anyhow::anyhow!("other")), None);
     }
 

@@ -4,7 +4,7 @@ use std::{fmt, fs, io::Read, path::Path, time::Duration};
 
 use crisp_proto::runtime::v1::ContainerStatus;
 
-use crate::{logs::line, manifest::model::Container};
+use crate::{endpoint::words, logs::line, manifest::model::Container};
 
 /// Longest message that is shown, bytes (Kubernetes' limit).
 const MESSAGE_MAX: u64 = 4096;
@@ -50,7 +50,7 @@ impl End {
 
     /// A run whose command could not be executed.
     pub(super) fn not_started(error: &anyhow::Error) -> Self {
-        Self { code: 128, reason: "StartError".to_owned(), message: format!("{error:#}") }
+        Self { code: 128, reason: "StartError".to_owned(), message: words(error) }
     }
 
     /// A run that somebody removed, as kubelet reports it.
