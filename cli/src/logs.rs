@@ -4,7 +4,7 @@ pub(crate) mod follow;
 pub(crate) mod line;
 
 use std::{
-    io::{Write, stderr, stdout},
+    io::{Write, stdout},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{endpoint::Clients, target};
-use line::{Entry, Stream};
+use line::Entry;
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -81,30 +81,29 @@ struct Filter {
 }
 
 fn print(text: &[u8], filter: &Filter) -> Result<()> {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut out = Vec::new();
     for entry in line::entries(text) {
-        write_entry(&entry?, filter, &mut out, &mut err);
+        write_entry(&entry?, filter, &mut out);
     }
     stdout().write_all(&out)?;
     stdout().flush()?;
-    stderr().write_all(&err)?;
     Ok(())
 }
 
-fn write_entry(entry: &Entry<'_>, filter: &Filter, out: &mut Vec<u8>, err: &mut Vec<u8>) {
+/// Both streams of the container become one, in the order in which they were written, as kubectl has it.
+fn write_entry(entry: &Entry<'_>, filter: &Filter, out: &mut Vec<u8>) {
     if let (Some(since), Ok(time)) = (filter.since, entry.time.parse::<Timestamp>())
         && time < since
     {
         return;
     }
-    let to = if entry.stream == Stream::Stdout { out } else { err };
     if filter.timestamps {
-        to.extend_from_slice(entry.time.as_bytes());
-        to.push(b' ');
+        out.extend_from_slice(entry.time.as_bytes());
+        out.push(b' ');
     }
-    to.extend_from_slice(entry.content);
+    out.extend_from_slice(entry.content);
     if !entry.partial {
-        to.push(b'\n');
+        out.push(b'\n');
     }
 }
 
@@ -145,30 +144,30 @@ mod tests {
         2026-08-22T10:00:01Z stdout P tw\n2026-08-22T10:00:01Z stdout F o\n\
         2026-08-22T10:00:02Z stderr F bad\n2026-08-22T10:00:03Z stdout P rest\n";
 
-    fn printed(text: &[u8], filter: &Filter) -> (String, String) {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
+    fn printed(text: &[u8], filter: &Filter) -> String {
+        let mut out = Vec::new();
         for entry in line::entries(text) {
-            write_entry(&entry.unwrap(), filter, &mut out, &mut err);
+            write_entry(&entry.unwrap(), filter, &mut out);
         }
-        (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn pieces_are_joined_and_an_unfinished_line_stays_so() {
-        assert_eq!(printed(LOG, &Filter::default()), ("one\ntwo\nrest".into(), "bad\n".into()));
+        assert_eq!(printed(LOG, &Filter::default()), "one\ntwo\nbad\nrest");
     }
 
     #[test]
     fn since_leaves_out_what_is_older() {
         let filter = Filter { since: Some("2026-08-22T12:00:02+02:00".parse().unwrap()), timestamps: false };
-        assert_eq!(printed(LOG, &filter), ("rest".into(), "bad\n".into()));
+        assert_eq!(printed(LOG, &filter), "bad\nrest");
         let filter = Filter { since: None, timestamps: true };
-        assert!(printed(LOG, &filter).0.starts_with("2026-08-22T10:00:00.5Z one\n"));
+        assert!(printed(LOG, &filter).starts_with("2026-08-22T10:00:00.5Z one\n"));
     }
 
     #[test]
     fn tail_counts_lines_and_not_pieces() {
-        assert_eq!(printed(tail(LOG, Some(3)), &Filter::default()).0, "two\nrest");
+        assert_eq!(printed(tail(LOG, Some(3)), &Filter::default()), "two\nbad\nrest");
         assert_eq!(tail(LOG, Some(0)), b"");
         assert_eq!(tail(LOG, Some(99)), LOG);
         assert_eq!(tail(b"", Some(1)), b"");
