@@ -52,6 +52,8 @@ pub struct Node {
     pub cgroups: Cgroups,
     /// The program that is started for each pod.
     pub monitor: PathBuf,
+    /// Capabilities that this process, and so a monitor and its containers, can have at most.
+    pub held_capabilities: u64,
     index: RwLock<Index>,
 }
 
@@ -74,6 +76,8 @@ pub struct Parts {
     pub cgroups: Cgroups,
     /// See [`Node::monitor`].
     pub monitor: PathBuf,
+    /// See [`Node::held_capabilities`].
+    pub held_capabilities: u64,
 }
 
 impl Node {
@@ -90,6 +94,7 @@ impl Node {
             ipam: parts.ipam,
             cgroups: parts.cgroups,
             monitor: parts.monitor,
+            held_capabilities: parts.held_capabilities,
             index: RwLock::default(),
         })
     }

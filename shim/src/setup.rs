@@ -61,6 +61,7 @@ fn make(config: Config) -> Result<(Arc<Node>, File), RequestError> {
         ipam,
         cgroups,
         monitor: monitor(&config)?,
+        held_capabilities: held_capabilities()?,
         config,
     });
     Ok((node, lock))
@@ -179,6 +180,14 @@ fn instance(root: &Path) -> Result<String, RequestError> {
         }
         Err(error) => Err(error).stage(format_args!("read {}", path.display())),
     }
+}
+
+/// The bounding set of this process (proc_pid_status(5)): a host or an outer container may have cut it.
+fn held_capabilities() -> Result<u64, RequestError> {
+    let status = fs::read_to_string("/proc/self/status").stage("read /proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .ok_or_else(|| RequestError::unknown("/proc/self/status has no CapBnd line"))
 }
 
 /// The configured monitor, or the one beside this program, or the installed one.

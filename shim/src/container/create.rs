@@ -205,6 +205,7 @@ fn new_record(
         sandbox_files: &files,
         shm: if host_ipc { "/dev/shm".into() } else { dir.shm() },
         default_capabilities: &node.config.container.capabilities,
+        held_capabilities: node.held_capabilities,
         host_devices: super::devices::for_container(&config)?,
     })?;
     let asked = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();

@@ -14,8 +14,9 @@ use crate::{
     error::{RequestError, Stage},
 };
 
-/// Directories of `/dev` that are file systems of their own and no business of a container.
-const SKIPPED: [&str; 5] = ["pts", "shm", "mqueue", "fd", "console"];
+/// What a container has of its own: file systems below `/dev`, the terminal multiplexer of its own devpts, and a
+/// console only with a terminal.
+const SKIPPED: [&str; 6] = ["pts", "ptmx", "shm", "mqueue", "fd", "console"];
 
 /// The extra device nodes of a container: every one of the host's for a privileged one, none otherwise.
 ///

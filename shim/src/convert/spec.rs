@@ -41,6 +41,8 @@ pub struct SpecInput<'a> {
     pub shm: PathBuf,
     /// Capabilities that a container has unless the request says otherwise.
     pub default_capabilities: &'a [String],
+    /// Capabilities that crisp itself holds, as a bit mask: it cannot give others.
+    pub held_capabilities: u64,
     /// For privileged containers: every device node of the host.
     pub host_devices: Vec<LinuxDevice>,
 }
@@ -121,7 +123,7 @@ fn process(
         .user(user)
         .terminal(false)
         .no_new_privileges(security.no_new_privs)
-        .capabilities(capabilities(security, input.default_capabilities)?)
+        .capabilities(capabilities(security, input)?)
         .build()
         .stage("spec: process")?;
     process.set_rlimits(None);
@@ -195,15 +197,18 @@ fn check_env(key: &str, value: &str) -> Result<(), RequestError> {
 /// Inheritable stays empty (CVE-2022-24769) but for ambient ones, which need it.
 fn capabilities(
     security: &cri::LinuxContainerSecurityContext,
-    defaults: &[String],
+    input: &SpecInput<'_>,
 ) -> Result<oci_spec::runtime::LinuxCapabilities, RequestError> {
     let asked = security.capabilities.clone().unwrap_or_default();
     let has_all = |list: &[String]| list.iter().any(|name| is_all(name));
     let mut set: HashSet<Capability> = HashSet::new();
     if security.privileged || has_all(&asked.add_capabilities) {
-        set = all_capabilities();
+        set = all_capabilities()
+            .filter(|(bit, _)| input.held_capabilities & bit != 0)
+            .map(|(_, one)| one)
+            .collect();
     } else {
-        for name in defaults {
+        for name in input.default_capabilities {
             set.insert(capability(name)?);
         }
     }
@@ -212,7 +217,13 @@ fn capabilities(
             set.clear();
         }
         for name in asked.add_capabilities.iter().filter(|name| !is_all(name)) {
-            set.insert(capability(name)?);
+            let one = capability(name)?;
+            if all_capabilities().any(|(bit, known)| known == one && input.held_capabilities & bit == 0) {
+                return Err(RequestError::precondition(format!(
+                    "capabilities: {name}: crisp itself does not have it on this host"
+                )));
+            }
+            set.insert(one);
         }
         for name in asked.drop_capabilities.iter().filter(|name| !is_all(name)) {
             set.remove(&capability(name)?);
@@ -245,57 +256,55 @@ fn capability(name: &str) -> Result<Capability, RequestError> {
         .map_err(|_| RequestError::invalid(format!("capabilities: {name:?} is not a capability")))
 }
 
-/// Every capability that this kernel has (`/proc/sys/kernel/cap_last_cap` is read by the runtime; a bit above
-/// it is dropped there).
-fn all_capabilities() -> HashSet<Capability> {
-    caps_names().iter().filter_map(|name| capability(name).ok()).collect()
+/// Every capability with its bit.
+fn all_capabilities() -> impl Iterator<Item = (u64, Capability)> {
+    CAPABILITIES.iter().enumerate().filter_map(|(number, name)| Some((1 << number, capability(name).ok()?)))
 }
 
-fn caps_names() -> &'static [&'static str] {
-    &[
-        "CHOWN",
-        "DAC_OVERRIDE",
-        "DAC_READ_SEARCH",
-        "FOWNER",
-        "FSETID",
-        "KILL",
-        "SETGID",
-        "SETUID",
-        "SETPCAP",
-        "LINUX_IMMUTABLE",
-        "NET_BIND_SERVICE",
-        "NET_BROADCAST",
-        "NET_ADMIN",
-        "NET_RAW",
-        "IPC_LOCK",
-        "IPC_OWNER",
-        "SYS_MODULE",
-        "SYS_RAWIO",
-        "SYS_CHROOT",
-        "SYS_PTRACE",
-        "SYS_PACCT",
-        "SYS_ADMIN",
-        "SYS_BOOT",
-        "SYS_NICE",
-        "SYS_RESOURCE",
-        "SYS_TIME",
-        "SYS_TTY_CONFIG",
-        "MKNOD",
-        "LEASE",
-        "AUDIT_WRITE",
-        "AUDIT_CONTROL",
-        "SETFCAP",
-        "MAC_OVERRIDE",
-        "MAC_ADMIN",
-        "SYSLOG",
-        "WAKE_ALARM",
-        "BLOCK_SUSPEND",
-        "AUDIT_READ",
-        "PERFMON",
-        "BPF",
-        "CHECKPOINT_RESTORE",
-    ]
-}
+/// In the order of their numbers (capability.h).
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
 
 #[cfg(test)]
 mod tests {
@@ -317,6 +326,7 @@ mod tests {
             sandbox_files: &[("/etc/hosts", "/state/hosts".into())],
             shm: "/state/shm".into(),
             default_capabilities: &defaults,
+            held_capabilities: u64::MAX,
             host_devices: vec![],
         })
     }
@@ -384,7 +394,7 @@ mod tests {
         assert_eq!(bounding(change(&[], &["net_raw"])).unwrap().len(), 2);
         assert_eq!(bounding(change(&[], &["ALL"])).unwrap().len(), 0);
         assert_eq!(bounding(change(&["CAP_SYS_TIME"], &["ALL"])).unwrap().len(), 1);
-        assert_eq!(bounding(change(&["ALL"], &["KILL"])).unwrap().len(), caps_names().len() - 1);
+        assert_eq!(bounding(change(&["ALL"], &["KILL"])).unwrap().len(), CAPABILITIES.len() - 1);
         let error = bounding(change(&["FLY"], &[])).unwrap_err();
         assert_eq!(error.class, Class::Invalid);
         assert!(error.text.contains("FLY"));

@@ -18,7 +18,7 @@ use std::{
 use crisp_monitor::wire::{Body, Call, StartInit};
 use crisp_netns::{
     ipam::Lease,
-    namespaces::{self, Pins},
+    namespaces::{self, Created, Pins},
     network::AttachRequest,
     sysctl::Sysctl,
 };
@@ -73,7 +73,7 @@ pub async fn sandbox(
     })
     .await?;
     let ready = match made {
-        Ok(()) => connect(node, record.clone(), input.plan.shared_pid).await,
+        Ok(created) => finish(node, record.clone(), input.plan, created).await,
         Err(error) => Err(error),
     };
     match ready {
@@ -83,6 +83,26 @@ pub async fn sandbox(
             Err(error.at(stage))
         }
     }
+}
+
+/// The network and the first word with the monitor, side by side. Both are waited for even when one fails: what
+/// is undone must not be in the middle of being made.
+async fn finish(
+    node: &Arc<Node>,
+    mut record: SandboxRecord,
+    plan: SandboxPlan,
+    created: Created,
+) -> Result<Built, RequestError> {
+    let (task_node, task_record) = (node.clone(), record.clone());
+    let shared_pid = plan.shared_pid;
+    let attached = blocking(move || attach(&task_node, &task_record, &plan, created));
+    let (attached, connected) = tokio::join!(attached, connect(node, &record, shared_pid));
+    attached?;
+    let (link, events, init) = connected?;
+    record.init = init;
+    record.phase = SandboxPhase::Ready;
+    record::write(&node.state.pod(&record.id).record(), &record).stage("ready")?;
+    Ok(Built { record, link, events })
 }
 
 async fn undo(node: &Arc<Node>, record: &SandboxRecord) {
@@ -95,18 +115,18 @@ async fn undo(node: &Arc<Node>, record: &SandboxRecord) {
     }
 }
 
-async fn connect(node: &Node, mut record: SandboxRecord, shared_pid: bool) -> Result<Built, RequestError> {
-    let dir = node.state.pod(&record.id);
+type Connected = (Link, mpsc::UnboundedReceiver<Event>, Option<ProcessId>);
+
+async fn connect(node: &Node, record: &SandboxRecord, shared_pid: bool) -> Result<Connected, RequestError> {
     let mut watch = Stopwatch::start("sandbox connected");
-    let (link, events, _) = Link::connect(&dir.socket()).await?;
+    let (link, events, _) = Link::connect(&node.state.pod(&record.id).socket()).await?;
     watch.lap("hello");
-    if shared_pid {
-        record.init = Some(start_init(node, &record, &link).await?);
-        watch.lap("pod init");
-    }
-    record.phase = SandboxPhase::Ready;
-    record::write(&dir.record(), &record).stage("ready")?;
-    Ok(Built { record, link, events })
+    let init = match shared_pid {
+        true => Some(start_init(node, record, &link).await?),
+        false => None,
+    };
+    watch.lap("pod init");
+    Ok((link, events, init))
 }
 
 /// The init of a shared PID namespace, in a leaf cgroup that carries the sandbox's id: a pod's own cgroup may
@@ -123,7 +143,7 @@ async fn start_init(node: &Node, record: &SandboxRecord, link: &Link) -> Result<
     }
 }
 
-fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<(), RequestError> {
+fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<Created, RequestError> {
     let mut watch = Stopwatch::start("sandbox made");
     let dir = node.state.pod(&record.id);
     fs::DirBuilder::new()
@@ -156,14 +176,16 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<(
         mount_shm(&dir.shm())?;
     }
     watch.lap("files and shm");
-    make_namespaces(node, record, plan, lease.as_ref(), &mut watch)?;
+    let created = make_namespaces(node, record, plan)?;
+    watch.lap("namespaces and monitor");
     // Kubelet's, which makes and removes it; other clients leave the making to the runtime. After everything
     // that can go wrong, because it is never taken away again.
     let logs = &record.config.log_directory;
     if !logs.is_empty() {
         fs::create_dir_all(logs).stage(format_args!("log_directory {logs}"))?;
     }
-    record::write(&dir.record(), record).stage("building")
+    record::write(&dir.record(), record).stage("building")?;
+    Ok(created)
 }
 
 fn write_files(dir: &PodDir, record: &SandboxRecord, plan: &SandboxPlan) -> Result<(), RequestError> {
@@ -220,17 +242,11 @@ fn make_namespaces(
     node: &Node,
     record: &mut SandboxRecord,
     plan: &SandboxPlan,
-    lease: Option<&Lease>,
-    watch: &mut Stopwatch,
-) -> Result<(), RequestError> {
+) -> Result<Created, RequestError> {
     let dir = node.state.pod(&record.id);
-    let (later, now): (Vec<_>, Vec<_>) = plan
-        .sysctls
-        .iter()
-        .cloned()
-        .partition(|(name, _)| Sysctl::parse(name).is_ok_and(|sysctl| sysctl.waits_for_link()));
+    let now = plan.sysctls.iter().filter(|(name, _)| !waits_for_link(name)).cloned();
     let sysctls: Vec<_> = match plan.host_network {
-        true => now,
+        true => now.collect(),
         false => node.network.sysctls().into_iter().chain(now).collect(),
     };
     let request = namespaces::Request {
@@ -244,20 +260,42 @@ fn make_namespaces(
     // The daemon binds the socket, so that it can be connected to before the monitor has drawn a breath.
     let socket = crisp_sys::socket::listen(&dir.socket(), 0o600, 8).stage("monitor socket")?;
     let runtime = tokio::runtime::Handle::current();
-    let (mut created, pid) =
+    let (created, pid) =
         namespaces::create(&request, |_| spawn_monitor(&runtime, &node.monitor, record, socket))
             .stage("namespaces")?;
     record.monitor_pid = pid;
-    watch.lap("namespaces and monitor");
-    let (Some(lease), Some(netns), Some(inside)) = (lease, &created.net, &mut created.socket) else {
+    Ok(created)
+}
+
+/// A setting of an interface of its own can be written when the interface is there.
+fn waits_for_link(name: &str) -> bool {
+    Sysctl::parse(name).is_ok_and(|sysctl| sysctl.waits_for_link())
+}
+
+fn attach(
+    node: &Node,
+    record: &SandboxRecord,
+    plan: &SandboxPlan,
+    mut created: Created,
+) -> Result<(), RequestError> {
+    let mut watch = Stopwatch::start("network attached");
+    let (Some(network), Some(netns), Some(inside)) = (&record.network, &created.net, &mut created.socket)
+    else {
         return Ok(());
     };
+    let lease = Lease { v4: network.ipv4, v6: network.ipv6 };
     let alias = format!("{}{}", node.mark(), record.id);
-    let name = format!("cr{}", record.id.short(12));
-    let attach =
-        AttachRequest { name: &name, alias: &alias, ifname: "eth0", netns: netns.as_fd(), inside, lease };
-    node.network.attach(attach).stage("network")?;
+    let request = AttachRequest {
+        name: &network.host_interface,
+        alias: &alias,
+        ifname: "eth0",
+        netns: netns.as_fd(),
+        inside,
+        lease: &lease,
+    };
+    node.network.attach(request).stage("network")?;
     watch.lap("network");
+    let later: Vec<_> = plan.sysctls.iter().filter(|(name, _)| waits_for_link(name)).cloned().collect();
     if !later.is_empty() {
         namespaces::run_in(netns.as_fd(), || write_sysctls(&later)).stage("sysctls")??;
     }
