@@ -7,6 +7,8 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
+use crisp_runtime::cgroup::CgroupPath;
+
 use crate::{
     cgroups::Cgroups,
     config::Config,
@@ -170,6 +172,8 @@ impl Node {
             "" => format!("{}/{id}", self.config.cgroup.default_parent.trim_end_matches('/')),
             path => path.to_owned(),
         };
+        CgroupPath::new(&cgroup_parent)
+            .map_err(|error| RequestError::invalid(format!("linux.cgroup_parent: {error}")))?;
         let hostname = match (config.hostname.as_str(), plan.host_network) {
             ("", _) | (_, true) => host_name()?,
             (hostname, false) => hostname.to_owned(),
