@@ -3,8 +3,10 @@
 //! Must not know: what is tested.
 
 use std::env;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use crisp_tests::command;
 use crisp_tests::host::{Scope, Snapshot};
 use crisp_tests::node::Node;
 use crisp_tests::place::{self, Need};
@@ -58,12 +60,22 @@ fn run(case: &Case) -> Result<()> {
         folders: Vec::new(),
         monitor: place::binary("crisp-monitor")?,
     };
+    prepare_pin_folder()?;
     let untouched = Snapshot::take(&bare)?;
     let mut node = Node::start()?;
     with_node(case, &mut node).map_err(|error| anyhow::anyhow!("{error:#}\n{}", node.daemon_said()))?;
     node.finish().context("taking the node apart")?;
     let limit = std::time::Duration::from_secs(60);
     untouched.wait_for_return(&bare, limit).context("after the daemon has been stopped")
+}
+
+/// Makes /run/netns what `ip netns` makes of it at its first use: a shared mount, which nobody ever takes away, because
+/// nobody can tell who else relies on it. crisp leaves it too; with it there before, all the rest has to go.
+fn prepare_pin_folder() -> Result<()> {
+    for verb in ["add", "del"] {
+        command::run(Command::new("ip").args(["netns", verb, "crisp-test-probe"]))?.ok()?;
+    }
+    Ok(())
 }
 
 fn with_node(case: &Case, node: &mut Node) -> Result<()> {

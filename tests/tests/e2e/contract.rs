@@ -288,9 +288,13 @@ fn exec(node: &mut Node) -> Result<()> {
     ensure!((said.code, said.stdout.as_str(), said.stderr.as_str()) == (7, "out\n", "err\n"), "{said:?}");
     let said = node.cri().exec(&id, &["sh", "-c", "kill -TERM $$"])?;
     ensure!(said.code == 128 + 15, "{said:?}");
-    let missing =
-        node.cri().exec(&id, &["/no/such/program"]).err().context("a missing program was executed")?;
-    ensure!(missing.message().contains("executable file not found"), "{missing:?}");
+    // kubelet's prober must get an error here and no exit code.
+    for (program, cause) in
+        [("nosuchprogram", "executable file not found"), ("/no/such/program", "no such file")]
+    {
+        let message = node.cri().exec(&id, &[program]).err().context("a missing program was executed")?;
+        ensure!(message.message().contains(program) && message.message().contains(cause), "{message:?}");
+    }
 
     // More than a pipe holds, from both streams at once.
     let said =

@@ -88,9 +88,11 @@ impl<'a> Play<'a> {
         self.wait_for(name, cri::ContainerState::ContainerExited, 0)
     }
 
-    /// The log of a container, as `crisp logs` prints it.
+    /// The log of a container, as `crisp logs` prints it: first what it said on stdout, then what on stderr.
     pub(crate) fn logs(&self, pod: &str, container: &str) -> Result<String> {
-        self.node.crisp(&["logs", pod, "-c", container])?.ok()
+        let printed = self.node.crisp(&["logs", pod, "-c", container])?;
+        ensure!(printed.status.success(), "{printed}");
+        Ok(printed.stdout + &printed.stderr)
     }
 
     /// The id of the one sandbox there is.
@@ -118,6 +120,18 @@ impl<'a> Play<'a> {
         self.wait_for_end()?;
         let pods = self.node.cri().pods()?;
         ensure!(pods.is_empty(), "Ctrl-C left {pods:?}; crisp play said: {}", self.said());
+        Ok(())
+    }
+
+    /// `crisp rm --force` of the one pod there is, for tests that are not about its stopping: the pod has to be gone then,
+    /// and the player in the foreground ends.
+    pub(crate) fn end(mut self) -> Result<()> {
+        self.node.crisp(&["rm", "--force", &self.sandbox()?])?.ok()?;
+        let pods = self.node.cri().pods()?;
+        ensure!(pods.is_empty(), "rm left {pods:?}");
+        self.wait_for_end()?;
+        // The pod's folder is the player's: it goes away with the manifest.
+        self.node.crisp(&["play", "--down", &self.manifest])?.ok()?;
         Ok(())
     }
 

@@ -61,10 +61,13 @@ fn web(node: &mut Node) -> Result<()> {
     let id = play.running("nginx")?;
     let sandbox = play.sandbox()?;
     let ips = network::ips(node, &sandbox)?;
-    ensure!(network::http(ips[0], 80)?.starts_with("HTTP/1.1 200"));
+    let page = network::http(ips[0], 80)?;
+    ensure!(page.starts_with("HTTP/1.1 200"), "{page}");
+    let (_, body) = page.split_once("\r\n\r\n").context("no body")?;
     let other = node.run_pod("other")?;
     let client = node.launch(&other, "c", "busybox", &["sleep", "3600"])?;
-    ensure!(node.cri().shell(&client, &format!("wget -q -O - http://{}/", ips[0]))?.contains("<html"));
+    let seen = node.cri().shell(&client, &format!("wget -q -O - http://{}/", ips[0]))?;
+    ensure!(!body.is_empty() && seen == body, "from another pod: {seen}");
     ensure!(network::ips(node, &other.id)?.iter().all(|ip| !ips.contains(ip)), "two pods with one address");
     node.end_pod(&other)?;
     // Killed and restarted: the same address.
@@ -72,7 +75,7 @@ fn web(node: &mut Node) -> Result<()> {
     play.wait_for("nginx", ContainerState::ContainerRunning, 1)?;
     ensure!(network::ips(node, &sandbox)? == ips, "another address after the restart");
     ensure!(network::http(ips[0], 80)?.starts_with("HTTP/1.1 200"));
-    play.down()?;
+    play.end()?;
     // Free again: a new pod may have it, and nobody answers there.
     ensure!(std::net::TcpStream::connect((ips[0], 80)).is_err(), "somebody still answers");
     Ok(())
@@ -106,7 +109,7 @@ fn init(node: &mut Node) -> Result<()> {
         Ok(text) if text == "first\nsecond\n" => Ok(()),
         other => Err(format!("{other:?}")),
     })?;
-    play.down()?;
+    play.end()?;
 
     // One that fails is tried again, and main never starts.
     let text = fs::read_to_string(example("05-init.yaml")?)?;
@@ -119,7 +122,7 @@ fn init(node: &mut Node) -> Result<()> {
     let names: Vec<_> =
         node.cri().containers()?.into_iter().filter_map(|c| c.metadata).map(|m| m.name).collect();
     ensure!(!names.iter().any(|name| name == "app"), "main was made: {names:?}");
-    play.interrupt()
+    play.end()
 }
 
 fn limits(node: &mut Node) -> Result<()> {
@@ -150,7 +153,7 @@ fn limits(node: &mut Node) -> Result<()> {
         }
         other => Err(format!("{other:?}")),
     })?;
-    play.down()
+    play.end()
 }
 
 fn redis(node: &mut Node) -> Result<()> {
@@ -169,11 +172,11 @@ fn redis(node: &mut Node) -> Result<()> {
     node.cri().stop(&id, 0)?;
     let again = play.wait_for("redis", ContainerState::ContainerRunning, 1)?.id;
     ensure!(redis(&again, "get key")?.contains("kept"), "the data did not survive the crash");
-    play.down()?;
+    play.end()?;
     let mut play = Play::example(node, "07-volume-redis.yaml")?;
     let id = play.running("redis")?;
     ensure!(!redis(&id, "get key")?.contains("kept"), "the data survived the pod");
-    play.down()
+    play.end()
 }
 
 fn node_app(node: &mut Node) -> Result<()> {
@@ -191,7 +194,7 @@ fn node_app(node: &mut Node) -> Result<()> {
     let ips = network::ips(node, &play.sandbox()?)?;
     let answer = network::http(ips[0], 3000)?;
     ensure!(answer.contains("Hello World from our Kubernetes Pod Demo"), "{answer}");
-    play.down()?;
+    play.end()?;
     let image = crisp_tests::cri::image(name);
     node.cri().remove_image(crisp_proto::runtime::v1::RemoveImageRequest { image: Some(image) })?;
     Ok(())
@@ -205,7 +208,7 @@ fn port_conflict(node: &mut Node) -> Result<()> {
     let log = play.logs("port-conflict", "app2")?;
     ensure!(log.contains("bind") && log.contains("in use"), "{log}");
     ensure!(node.cri().container(&first)?.state() == ContainerState::ContainerRunning, "the first died too");
-    play.interrupt()
+    play.end()
 }
 
 fn shared_ipc(node: &mut Node) -> Result<()> {
@@ -220,7 +223,7 @@ fn shared_ipc(node: &mut Node) -> Result<()> {
     ensure!(node.cri().exec(&reader, &["ls", "/mine"])?.code != 0, "files are shared");
     let processes = node.cri().shell(&reader, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")?;
     ensure!(processes.matches("import ctypes").count() == 1, "processes are shared: {processes}");
-    play.interrupt()
+    play.end()
 }
 
 fn crash_loop(node: &mut Node) -> Result<()> {
@@ -239,7 +242,7 @@ fn crash_loop(node: &mut Node) -> Result<()> {
         previous.starts_with("run at ") && previous != current,
         "previous {previous:?}, current {current:?}"
     );
-    play.interrupt()
+    play.end()
 }
 
 fn grace(node: &mut Node) -> Result<()> {
@@ -286,7 +289,7 @@ fn share_pid(node: &mut Node) -> Result<()> {
     ensure!(!seen.contains("sleep 1\n") && !seen.contains("[sleep]"), "{seen}");
     let first = node.cri().shell(&one, "tr '\\0' ' ' </proc/1/cmdline")?;
     ensure!(!first.contains("sleep") && !first.contains("sh -c"), "PID 1 is the application: {first}");
-    play.interrupt()
+    play.end()
 }
 
 fn commands(node: &mut Node) -> Result<()> {

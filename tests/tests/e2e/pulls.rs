@@ -90,10 +90,10 @@ fn from_registry(node: &Node) -> Result<()> {
     ensure!(found.repo_tags.is_empty() && found.repo_digests == [by_digest.clone()], "{found:?}");
     remove(node, &by_digest)?;
     // Another public registry's name, and the command line.
-    node.crisp(&["pull", "registry.k8s.io/e2e-test-images/busybox:1.29-4"])?.ok()?;
+    node.crisp(&["pull", "registry.k8s.io/e2e-test-images/busybox:1.29-2"])?.ok()?;
     let images = node.crisp(&["images"])?.ok()?;
     ensure!(images.contains("registry.k8s.io/e2e-test-images/busybox"), "{images}");
-    remove(node, "registry.k8s.io/e2e-test-images/busybox:1.29-4")
+    remove(node, "registry.k8s.io/e2e-test-images/busybox:1.29-2")
 }
 
 /// All files of the root with mode, owner, size and name, in a stable order.

@@ -181,7 +181,7 @@ fn unsupported(node: &mut Node) -> Result<()> {
         config.linux.as_mut().context("linux")?.security_context.as_mut().context("security context")?;
     security.namespace_options = Some(options);
     let message = node.cri().run_pod(&config).err().context("a user namespace was accepted")?;
-    ensure!(message.message().contains("user namespace"), "{message:?}");
+    ensure!(message.message().contains("userns"), "{message:?}");
     Ok(())
 }
 

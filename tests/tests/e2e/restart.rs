@@ -45,6 +45,8 @@ type Step = (&'static str, fn(&Node, &mut Life) -> Result<()>);
 
 #[derive(Default)]
 struct Life {
+    /// The sandbox's name: each life has its own log files.
+    name: String,
     pod: Option<Pod>,
     container: String,
     pid: i32,
@@ -59,7 +61,7 @@ impl Life {
 
 const STEPS: &[Step] = &[
     ("RunPodSandbox", |node, life| {
-        life.pod = Some(node.run_pod("cut")?);
+        life.pod = Some(node.run_pod(&life.name)?);
         life.ips = crate::network::ips(node, &life.pod()?.id)?;
         Ok(())
     }),
@@ -125,7 +127,7 @@ fn check(node: &Node, life: &Life, done: usize) -> Result<()> {
 fn every_cut(node: &mut Node) -> Result<()> {
     let before = node.snapshot()?;
     for cut in 0..=STEPS.len() {
-        let mut life = Life::default();
+        let mut life = Life { name: format!("cut-{cut}"), ..Life::default() };
         for (at, (name, step)) in STEPS.iter().enumerate() {
             if at == cut {
                 node.kill_and_restart().with_context(|| format!("killed before {name}"))?;
@@ -246,10 +248,10 @@ fn dead_monitor(node: &mut Node) -> Result<()> {
     // Nobody can tell any more how the container ends: it is reported as lost, never as well.
     let status = node.wait_for_exit(&id)?;
     ensure!(status.exit_code == 255 && status.reason == "Unknown", "{status:?}");
-    ensure!(
-        node.cri().pod(&pod.id)?.state() == cri::PodSandboxState::SandboxNotready,
-        "a sandbox without a monitor is ready"
-    );
+    wait::until("the sandbox to be not ready", wait::LONG, || match node.cri().pod(&pod.id) {
+        Ok(status) if status.state() == cri::PodSandboxState::SandboxNotready => Ok(()),
+        other => Err(format!("{other:?}")),
+    })?;
     ensure!(node.cri().exec(&other, &["true"])?.code == 0, "another pod suffers");
     node.end_pod(&pod)?;
     node.end_pod(&healthy)
