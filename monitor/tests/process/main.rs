@@ -517,7 +517,7 @@ fn nothing_is_kept_of_containers_that_are_gone() {
         daemon.remove(&id);
     }
     assert_eq!(std::fs::read_dir(pod.proc("fd")).unwrap().count(), descriptors);
-    assert_eq!(children(pod.monitor.id() as i32), []);
+    assert_eq!(children(pod.monitor.id() as i32), Vec::<i32>::new());
 }
 
 #[test]
