@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::node::{Node, Pod};
-use crisp_tests::wait;
+use crisp_tests::{command, wait};
 
 use crate::case::Case;
 
@@ -29,6 +30,12 @@ pub(crate) const CASES: &[Case] = &[
         needs: &[],
         images: &["busybox"],
         run: without_daemon,
+    },
+    Case {
+        name: "what_leaves_the_range_has_the_hosts_address",
+        needs: &[],
+        images: &["busybox"],
+        run: masquerade,
     },
 ];
 
@@ -173,5 +180,74 @@ fn without_daemon(node: &mut Node) -> Result<()> {
     ensure!(fresh.iter().all(|ip| !all.contains(ip)), "{fresh:?} and {all:?}");
     ensure!(http(all[0], 8080)?.contains("alone"));
     node.end_pod(&other)?;
+    node.end_pod(&pod)
+}
+
+/// A network namespace behind the host with one address of each family and no route back to any pod. It goes away with
+/// this value.
+struct Outside;
+
+impl Outside {
+    const NAME: &str = "crisp-test-outside";
+
+    fn make() -> Result<Self> {
+        ip(&["netns", "add", Self::NAME])?;
+        let outside = Self;
+        ip(&["link", "add", "outside0", "type", "veth", "peer", "name", "inside0", "netns", Self::NAME])?;
+        for (family, host, peer) in
+            [("-4", "192.0.2.1/24", "192.0.2.2/24"), ("-6", "2001:db8::1/64", "2001:db8::2/64")]
+        {
+            // Without duplicate address detection an address can be used at once.
+            let flags = if family == "-6" { &["nodad"][..] } else { &[] };
+            ip(&[&[family, "addr", "add", host, "dev", "outside0"], flags].concat())?;
+            ip(&[&["-n", Self::NAME, family, "addr", "add", peer, "dev", "inside0"], flags].concat())?;
+        }
+        ip(&["link", "set", "outside0", "up"])?;
+        ip(&["-n", Self::NAME, "link", "set", "inside0", "up"])?;
+        Ok(outside)
+    }
+
+    /// Listens on port 80 in there; each client is told, over HTTP, the address that it came from.
+    fn serve(&self) -> Result<()> {
+        let namespace = fs::File::open(format!("/run/netns/{}", Self::NAME))?;
+        // The socket stays in the namespace that its thread was in.
+        let listener = std::thread::spawn(move || -> Result<TcpListener> {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80))?)
+        });
+        let listener = listener.join().map_err(|_| anyhow::anyhow!("the listener panicked"))??;
+        std::thread::spawn(move || {
+            while let Ok((mut stream, from)) = listener.accept() {
+                let seen = from.ip().to_canonical();
+                // A client that goes away early is the test's to notice.
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\n{seen}\n");
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        // The veth goes with the namespace, or, when the listener still holds that, by its name.
+        let _ = ip(&["link", "del", "outside0"]);
+        let _ = ip(&["netns", "del", Self::NAME]);
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<String> {
+    command::run(Command::new("ip").args(arguments))?.ok()
+}
+
+fn masquerade(node: &mut Node) -> Result<()> {
+    let outside = Outside::make()?;
+    outside.serve()?;
+    let pod = node.run_pod("leaving")?;
+    let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
+    for (url, host) in [("http://192.0.2.2/", "192.0.2.1\n"), ("http://[2001:db8::2]/", "2001:db8::1\n")] {
+        let seen = node.cri().shell(&id, &format!("wget -q -O - {url}"))?;
+        ensure!(seen == host, "{url} was asked by {seen}");
+    }
     node.end_pod(&pod)
 }
