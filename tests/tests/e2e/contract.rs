@@ -22,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "unknown_ids_are_not_found", needs: &[], images: &[], run: unknown_ids },
     Case { name: "an_empty_id_is_refused", needs: &[], images: &[], run: empty_ids },
     Case { name: "the_same_name_gives_the_same_id", needs: &[], images: &["busybox"], run: same_name },
+    Case { name: "requests_at_the_same_time_agree", needs: &[], images: &["busybox"], run: at_the_same_time },
     Case { name: "a_unique_prefix_of_an_id_is_enough", needs: &[], images: &["busybox"], run: prefixes },
     Case { name: "list_filters_are_anded", needs: &[], images: &["busybox"], run: filters },
     Case {
@@ -159,6 +160,56 @@ fn same_name(node: &mut Node) -> Result<()> {
     ensure!(second.id != pod.id);
     node.end_pod(&second)?;
     node.end_pod(&pod)
+}
+
+/// Makes the same call from six threads at once; all have to succeed and to give the same.
+fn together<T: PartialEq + std::fmt::Debug + Send>(
+    node: &Node,
+    call: impl Fn(&crisp_tests::cri::Cri) -> crisp_tests::cri::Reply<T> + Sync,
+) -> Result<T> {
+    let mut answers = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..6).map(|_| scope.spawn(|| call(node.cri()))).collect();
+        let join = |handle: std::thread::ScopedJoinHandle<'_, _>| {
+            handle.join().map_err(|_| anyhow::anyhow!("a client panicked"))
+        };
+        calls.into_iter().map(|handle| Ok(join(handle)??)).collect::<Result<Vec<T>>>()
+    })?;
+    let first = answers.pop().context("no answer")?;
+    ensure!(answers.iter().all(|answer| *answer == first), "{first:?} and {answers:?}");
+    Ok(first)
+}
+
+fn at_the_same_time(node: &mut Node) -> Result<()> {
+    for round in 0..5 {
+        let config = node.pod_config(&format!("same-time-{round}"));
+        let pod = together(node, |cri| cri.run_pod(&config))?;
+        let command = ["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done"];
+        let container = container_config("c", "busybox", &command);
+        let id = together(node, |cri| cri.create(&pod, &container, &config))?;
+        node.cri().start(&id)?;
+        together(node, |cri| cri.exec(&id, &["echo", "x"]))?;
+        together(node, |cri| cri.stop(&id, 600))?;
+        together(node, |cri| cri.remove(&id))?;
+        together(node, |cri| cri.stop_pod(&pod))?;
+        together(node, |cri| cri.remove_pod(&pod))?;
+        ensure!(node.cri().pods()?.is_empty() && node.cri().containers()?.is_empty());
+    }
+    // All of it at once on one object: whoever comes first, nothing is left and nobody gets an error.
+    let pod = node.run_pod("all-at-once")?;
+    let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
+    std::thread::scope(|scope| {
+        let calls = [
+            scope.spawn(|| node.cri().stop(&id, 30)),
+            scope.spawn(|| node.cri().stop(&id, 0)),
+            scope.spawn(|| node.cri().remove(&id)),
+            scope.spawn(|| node.cri().stop_pod(&pod.id)),
+            scope.spawn(|| node.cri().remove_pod(&pod.id)),
+        ];
+        for call in calls {
+            call.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+        }
+        Ok(())
+    })
 }
 
 fn prefixes(node: &mut Node) -> Result<()> {

@@ -289,7 +289,7 @@ fn share_pid(node: &mut Node) -> Result<()> {
     ensure!(!seen.contains("sleep 1\n") && !seen.contains("[sleep]"), "{seen}");
     let first = node.cri().shell(&one, "tr '\\0' ' ' </proc/1/cmdline")?;
     ensure!(!first.contains("sleep") && !first.contains("sh -c"), "PID 1 is the application: {first}");
-    play.end()
+    play.down()
 }
 
 fn commands(node: &mut Node) -> Result<()> {
