@@ -192,6 +192,47 @@ pub fn waitid(pidfd: impl AsFd, how: Wait) -> Result<Option<Exited>, SysError> {
     }))
 }
 
+/// `waitid(2)` on all children: the pid of one that has ended, which is not reaped; `None` when there is none. Also
+/// finds children that somebody else made (`CLONE_PARENT`, a subreaper's).
+///
+/// # Errors
+/// The kernel's answer.
+pub fn ended_child() -> Result<Option<i32>, SysError> {
+    wait_for_child(libc::P_ALL, 0, libc::WNOWAIT)
+}
+
+/// `waitid(2)` on a child by its number: reaps it if it has ended; whether it had.
+///
+/// # Errors
+/// `EINVAL` for a number that is no pid; else the kernel's answer.
+pub fn reap_child(pid: i32) -> Result<bool, SysError> {
+    let id =
+        libc::id_t::try_from(pid).map_err(|_| SysError::new("waitid", pid.to_string(), Errno::EINVAL))?;
+    wait_for_child(libc::P_PID, id, 0).map(|reaped| reaped.is_some())
+}
+
+/// The pid of a child that has ended, of any clone type; `None` when there is none, or no child at all.
+fn wait_for_child(
+    which: libc::idtype_t,
+    id: libc::id_t,
+    flags: libc::c_int,
+) -> Result<Option<i32>, SysError> {
+    let flags = flags | libc::WEXITED | libc::WNOHANG | libc::__WALL;
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: the buffer is a siginfo_t.
+    if unsafe { libc::waitid(which, id, info.as_mut_ptr(), flags) } != 0 {
+        return match Errno::last() {
+            Errno::ECHILD => Ok(None),
+            errno => Err(SysError::new("waitid", id.to_string(), errno)),
+        };
+    }
+    // SAFETY: zeroed bytes are a valid siginfo_t, and the kernel may have filled it since.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: waitid fills the members of SIGCHLD, or leaves everything zero when nothing has ended.
+    let pid = unsafe { info.si_pid() };
+    Ok((pid != 0).then_some(pid))
+}
+
 /// `PR_SET_DUMPABLE`: with `false`, only processes with `CAP_SYS_PTRACE` can trace this one or look into its
 /// `/proc` directory.
 ///
@@ -309,6 +350,7 @@ mod tests {
         let child = child.unwrap();
         assert!(stat(child.pid).unwrap().never_executed());
         assert_eq!(waitid(&child.pidfd, Wait::NoHang).unwrap(), None);
+        assert!(!reap_child(child.pid).unwrap());
         pidfd_send_signal(&child.pidfd, libc::SIGKILL).unwrap();
         assert_eq!(waitid(&child.pidfd, Wait::Block).unwrap(), Some(Exited::Signal(9)));
         assert_eq!(waitid(&child.pidfd, Wait::Peek).unwrap_err().errno, Errno::ECHILD);

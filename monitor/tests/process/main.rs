@@ -140,6 +140,47 @@ fn exec_runs_in_the_container_and_reports_its_end() {
 }
 
 #[test]
+fn children_that_an_exec_makes_for_the_monitor_do_not_keep_a_container_from_ending() {
+    let pod = Pod::start();
+    let program = r"
+        #define _GNU_SOURCE
+        #include <sched.h>
+        #include <signal.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        static long child(void) { return syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0); }
+        int main(void) {
+            long ends = child();
+            if (ends == 0) _exit(5);
+            long stays = child();
+            if (stays == 0) for (;;) pause();
+            return ends < 0 || stays < 0;
+        }
+    ";
+    let source = pod.dir.path().join("stray.c");
+    std::fs::write(&source, program).unwrap();
+    let compiled = std::process::Command::new("cc")
+        .args(["-static", "-o"])
+        .arg(pod.dir.path().join("root/bin/stray"))
+        .arg(&source)
+        .status()
+        .unwrap();
+    assert!(compiled.success(), "this test needs a C compiler and a static C library");
+    let mut daemon = pod.daemon();
+    let pid = daemon.run("c1", &Spec::sh("exec sleep 1000"));
+    daemon.exec("c1", "e1", &["/bin/stray"]).unwrap();
+    assert_eq!(daemon.exec_exited("e1"), 0);
+    let monitor = pod.monitor.id() as i32;
+    until("the one that ended is reaped", || children(monitor).len() == 2);
+    assert!(children(monitor).contains(&pid.pid));
+    daemon.signal("c1", libc::SIGKILL);
+    assert_eq!(daemon.exited("c1").code, 137);
+    assert_eq!(children(monitor), Vec::<i32>::new());
+    daemon.remove("c1");
+    daemon.shutdown(false);
+}
+
+#[test]
 fn ten_megabytes_come_through_whole() {
     let pod = Pod::start();
     let mut daemon = pod.daemon();
@@ -581,8 +622,8 @@ fn the_process_is_settled() {
     for fd in 0..3 {
         assert_eq!(std::fs::read_link(pod.proc(&format!("fd/{fd}"))).unwrap(), Path::new("/dev/null"));
     }
-    // Standard three, the socket, a spare, the loop, this connection.
-    assert_eq!(std::fs::read_dir(pod.proc("fd")).unwrap().count(), 7);
+    // Standard three, the socket, a spare, the loop, SIGCHLD, this connection.
+    assert_eq!(std::fs::read_dir(pod.proc("fd")).unwrap().count(), 8);
     let pid = nix::unistd::Pid::from_raw(pod.monitor.id() as i32);
     assert_eq!(nix::unistd::getsid(Some(pid)), Ok(pid));
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE, libc::SIGQUIT] {

@@ -60,6 +60,11 @@ impl Launched {
         }
     }
 
+    /// Whether it is the child of this pid, which stays its own until it was reaped.
+    pub(crate) fn is_child(&self, pid: i32) -> bool {
+        self.pid.pid == pid && !matches!(self.state, State::Reaped)
+    }
+
     /// Watches for reports and the end.
     pub(crate) fn watch(&self, poll: &Poll, report: u64, pid: u64) -> Result<(), SysError> {
         let State::Launching(child) = &self.state else { return Ok(()) };

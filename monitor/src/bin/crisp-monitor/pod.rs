@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crisp_monitor::wire::{Body, Done, Failure, FailureKind, MAX_MESSAGE, Message, Request};
 use crisp_sys::errno::SysError;
 use crisp_sys::poll::{Event, Interest, Poll};
+use crisp_sys::signal::{SignalFd, SignalSet};
 use crisp_sys::socket;
 
 use crate::connection::{Connection, Outgoing, Sent};
@@ -58,6 +59,8 @@ pub(crate) struct Pod {
     listener: OwnedFd,
     /// See [`Pod::turn_away`].
     spare: Option<OwnedFd>,
+    /// SIGCHLD: see [`Pod::on_children`].
+    children: SignalFd,
     last_serial: u64,
     connections: BTreeMap<u64, Connection>,
     containers: BTreeMap<u64, Container>,
@@ -75,10 +78,13 @@ impl Pod {
         let poll = Poll::new()?;
         poll.add(&listener, Token::new(Kind::Listener, 0).pack(), Interest::Read)?;
         let spare = listener.try_clone().ok();
+        let children = SignalFd::new(SignalSet::of(&[libc::SIGCHLD]))?;
+        poll.add(&children, Token::new(Kind::Children, 0).pack(), Interest::Read)?;
         Ok(Pod {
             poll,
             listener,
             spare,
+            children,
             last_serial: 0,
             connections: BTreeMap::new(),
             containers: BTreeMap::new(),
@@ -139,6 +145,7 @@ impl Pod {
             Kind::ExecPid => self.on_exec_pid(serial),
             Kind::InitReport => drop(self.hear_init(serial)),
             Kind::InitPid => self.on_init_pid(serial),
+            Kind::Children => self.on_children(),
         }
     }
 

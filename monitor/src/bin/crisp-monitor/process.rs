@@ -50,7 +50,8 @@ pub(crate) fn listener() -> Result<OwnedFd, SettleError> {
 /// Becomes a process of its own: no terminal, no descriptors, no signals, no core, no directory of anybody's.
 pub(crate) fn settle(listener: &OwnedFd) -> Result<(), SettleError> {
     // Everything is blocked and nothing handled: a Ctrl-C or SIGTERM meant for the daemon takes no pod along,
-    // SIGPIPE becomes EPIPE, and children are found through their pidfds. Children get an empty mask.
+    // SIGPIPE becomes EPIPE, and children are found through their pidfds (strangers' through a signalfd). Children
+    // get an empty mask.
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).map_err(call("sigprocmask"))?;
     process::set_dumpable(false)?;
     fd::set_nonblocking(listener, true)?;

@@ -28,9 +28,11 @@ pub(crate) enum Kind {
     InitPid,
     /// The pod's init has something to say.
     InitReport,
+    /// Some child has ended (SIGCHLD).
+    Children,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Listener,
     Kind::Connection,
     Kind::ContainerPid,
@@ -42,6 +44,7 @@ const KINDS: [Kind; 11] = [
     Kind::ExecReport,
     Kind::InitPid,
     Kind::InitReport,
+    Kind::Children,
 ];
 
 /// A [`Kind`] and whose.

@@ -3,15 +3,55 @@
 use std::os::fd::AsFd;
 
 use crisp_monitor::wire::{Body, Done, ExecExit, Failure, FailureKind, StartedAt};
-use crisp_sys::time;
+use crisp_sys::{process, time};
 
 use super::Pod;
 use crate::cgroup;
-use crate::container::{Asker, End, Phase};
-use crate::launched::Said;
+use crate::container::{Asker, Container, End, Phase};
+use crate::launched::{Launched, Said};
 use crate::refusal::refuse;
+use crate::token::Kind;
 
 impl Pod {
+    /// Some child has ended: reaps those that nobody here has launched. An exec'd process, or a container in a PID
+    /// namespace that is not its own, makes children of ours with clone(CLONE_PARENT). Left as zombies they would
+    /// keep the first process of their PID namespace, which waits for everybody in it, from ever ending.
+    pub(super) fn on_children(&mut self) {
+        // Several ends may share one signal, so the kernel is asked until it names nobody.
+        while matches!(self.children.read(), Ok(Some(_))) {}
+        while let Ok(Some(pid)) = process::ended_child() {
+            let reaped = match self.launched(pid) {
+                Some((kind, serial)) => {
+                    match kind {
+                        Kind::ContainerPid => self.on_container_pid(serial),
+                        Kind::ExecPid => self.on_exec_pid(serial),
+                        _ => self.on_init_pid(serial),
+                    }
+                    self.launched(pid).is_none()
+                }
+                None => process::reap_child(pid).is_ok_and(|reaped| reaped),
+            };
+            // The kernel would name the same one again.
+            if !reaped {
+                return;
+            }
+        }
+    }
+
+    /// Whose process this is, if it was launched here and not reaped yet.
+    fn launched(&self, pid: i32) -> Option<(Kind, u64)> {
+        let is = |process: &Launched| process.is_child(pid);
+        let container = |one: &Container| one.life.as_ref().is_some_and(|life| is(&life.process));
+        let containers = self.containers.iter().filter(|(_, one)| container(one));
+        let execs = self.execs.iter().filter(|(_, one)| is(&one.process));
+        let init = self.init.iter().filter(|one| is(&one.process));
+        containers
+            .map(|(serial, _)| (Kind::ContainerPid, *serial))
+            .chain(execs.map(|(serial, _)| (Kind::ExecPid, *serial)))
+            .chain(init.map(|one| (Kind::InitPid, one.serial)))
+            .next()
+    }
+
     /// Takes in one report of a container's launch; whether there was one.
     pub(super) fn hear_container(&mut self, serial: u64) -> bool {
         let Some(container) = self.containers.get_mut(&serial) else { return false };
