@@ -2,11 +2,13 @@
 //!
 //! Must not know: which runtime answers.
 
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_proto::runtime::v1::image_service_client::ImageServiceClient;
 use crisp_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
@@ -303,14 +305,35 @@ impl Cri {
 ///
 /// # Errors
 /// The call succeeded, or was refused with another code.
-pub fn refused<T: std::fmt::Debug>(reply: Reply<T>, code: Code) -> Result<String> {
+pub fn refused<T: Debug>(reply: Reply<T>, code: Code) -> Result<String> {
     match reply {
-        Ok(value) => anyhow::bail!("expected {code:?}, got an answer: {value:?}"),
+        Ok(value) => bail!("expected {code:?}, got an answer: {value:?}"),
         Err(status) => {
             ensure!(status.code() == code, "expected {code:?}, got {status:?}");
             Ok(status.message().to_owned())
         }
     }
+}
+
+/// Makes the same call from six threads at once and returns its answer.
+///
+/// # Errors
+/// One of the calls was refused, or two have given different answers.
+pub fn together<T: PartialEq + Debug + Send>(
+    client: &Cri,
+    call: impl Fn(&Cri) -> Reply<T> + Sync,
+) -> Result<T> {
+    let mut answers = thread::scope(|scope| {
+        let calls: Vec<_> = (0..6).map(|_| scope.spawn(|| call(client))).collect();
+        calls.into_iter().map(join).collect::<Result<Vec<T>>>()
+    })?;
+    let first = answers.pop().context("no answer")?;
+    ensure!(answers.iter().all(|answer| *answer == first), "{first:?} and {answers:?}");
+    Ok(first)
+}
+
+fn join<T>(call: thread::ScopedJoinHandle<'_, Reply<T>>) -> Result<T> {
+    Ok(call.join().map_err(|_| anyhow!("a client panicked"))??)
 }
 
 /// Owned copies of `list`.

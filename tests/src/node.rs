@@ -3,18 +3,20 @@
 //! The root directory, and with it the images, is shared by all nodes of one test process: importing an image again for
 //! every test would be most of a run's time. Must not know: how the daemon works inside.
 
-use std::fs::{self, File};
+mod daemon;
+mod pods;
+
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use crisp_proto::runtime::v1 as cri;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+
+pub use pods::Pod;
 
 use crate::command::{self, Finished};
 use crate::cri::Cri;
@@ -45,15 +47,6 @@ fn shared_root() -> Result<&'static Path> {
 pub fn remove_shared_root() -> Result<()> {
     let root = shared_root()?;
     fs::remove_dir_all(root).with_context(|| format!("remove {}", root.display()))
-}
-
-/// A sandbox a test has made.
-#[derive(Clone, Debug)]
-pub struct Pod {
-    /// Its id.
-    pub id: String,
-    /// As it was asked for.
-    pub config: cri::PodSandboxConfig,
 }
 
 /// One crisp.
@@ -148,120 +141,6 @@ hosts_dir = "{hosts}"
         format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 120\n")
     }
 
-    /// Starts the daemon and waits until it answers.
-    ///
-    /// # Errors
-    /// It ends, or does not answer within [`wait::LONG`]; the error holds what it said.
-    pub fn serve(&mut self) -> Result<()> {
-        ensure!(self.daemon.is_none(), "the daemon runs already");
-        let log = File::options().create(true).append(true).open(self.daemon_log())?;
-        let child = self
-            .serve_command()
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("start {}", self.crisp.display()))?;
-        self.adopt(child)
-    }
-
-    /// The command line of the daemon.
-    pub fn serve_command(&self) -> Command {
-        let mut command = Command::new(&self.crisp);
-        command.arg("serve").arg("--config").arg(self.config()).arg("--listen").arg(self.endpoint());
-        command.arg("--root").arg(&self.root).arg("--state").arg(self.state());
-        command
-    }
-
-    /// Takes over a daemon that the caller has started from [`Node::serve_command`], and waits until it answers.
-    ///
-    /// # Errors
-    /// It ends, or does not answer within [`wait::LONG`]; the error holds what it said.
-    pub fn adopt(&mut self, child: Child) -> Result<()> {
-        let child = self.daemon.insert(child);
-        let socket = self.folder.path().join("crisp.sock");
-        let ready = wait::until("the daemon to answer", wait::LONG, || {
-            if let Ok(Some(status)) = child.try_wait() {
-                return Ok(Err(status));
-            }
-            let cri = Cri::new(&socket).map_err(|error| error.to_string())?;
-            cri.version(cri::VersionRequest::default()).map_err(|status| status.to_string())?;
-            Ok::<_, String>(Ok(cri))
-        });
-        match ready {
-            Ok(Ok(cri)) => self.cri = Some(cri),
-            Ok(Err(status)) => {
-                self.daemon = None;
-                bail!("the daemon ended with {status}:\n{}", self.daemon_said());
-            }
-            Err(error) => bail!("{error}\n{}", self.daemon_said()),
-        }
-        Ok(())
-    }
-
-    /// Kills the daemon with SIGKILL and waits for its end.
-    ///
-    /// # Errors
-    /// It does not run.
-    pub fn kill(&mut self) -> Result<()> {
-        self.signal(Signal::SIGKILL)?;
-        self.wait_for_end()?;
-        Ok(())
-    }
-
-    /// Stops the daemon with SIGTERM and waits for its end.
-    ///
-    /// # Errors
-    /// It does not run, or it ends with another code than 0.
-    pub fn stop(&mut self) -> Result<()> {
-        self.signal(Signal::SIGTERM)?;
-        let status = self.wait_for_end()?;
-        ensure!(status.success(), "the daemon ended with {status} after SIGTERM:\n{}", self.daemon_said());
-        Ok(())
-    }
-
-    /// Sends the daemon a signal.
-    ///
-    /// # Errors
-    /// It does not run.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.daemon_pid()?), signal)
-            .with_context(|| format!("send {signal} to the daemon"))
-    }
-
-    /// Waits until the daemon has ended.
-    ///
-    /// # Errors
-    /// It does not within [`wait::LONG`].
-    pub fn wait_for_end(&mut self) -> Result<std::process::ExitStatus> {
-        let child = self.daemon.as_mut().context("the daemon does not run")?;
-        let status = wait::until("the daemon to end", wait::LONG, || match child.try_wait() {
-            Ok(Some(status)) => Ok(status),
-            Ok(None) => Err("still running".to_owned()),
-            Err(error) => Err(error.to_string()),
-        })?;
-        self.daemon = None;
-        self.cri = None;
-        Ok(status)
-    }
-
-    /// Kills the daemon with SIGKILL and starts it again.
-    ///
-    /// # Errors
-    /// As of [`Node::kill`] and [`Node::serve`].
-    pub fn kill_and_restart(&mut self) -> Result<()> {
-        self.kill()?;
-        self.serve()
-    }
-
-    /// The pid of the daemon.
-    ///
-    /// # Errors
-    /// It does not run.
-    pub fn daemon_pid(&self) -> Result<i32> {
-        Ok(i32::try_from(self.daemon.as_ref().context("the daemon does not run")?.id())?)
-    }
-
     /// The client of the running daemon.
     ///
     /// # Panics
@@ -308,83 +187,6 @@ hosts_dir = "{hosts}"
     /// It cannot be run; its exit code is the caller's to judge.
     pub fn crictl(&self, arguments: &[&str]) -> Result<Finished> {
         command::run(Command::new(place::crictl()).arg("--config").arg(self.crictl_config()).args(arguments))
-    }
-
-    /// A sandbox configuration for this node, in a cgroup of its own below the node's.
-    pub fn pod_config(&self, name: &str) -> cri::PodSandboxConfig {
-        let parent = format!("{}/pod-{name}", self.scope.cgroup_parent);
-        crate::cri::pod_config(name, &parent, &self.logs())
-    }
-
-    /// Runs a sandbox with nothing special.
-    ///
-    /// # Errors
-    /// The daemon's answer.
-    pub fn run_pod(&self, name: &str) -> Result<Pod> {
-        self.run_pod_as(self.pod_config(name))
-    }
-
-    /// Runs a sandbox.
-    ///
-    /// # Errors
-    /// The daemon's answer.
-    pub fn run_pod_as(&self, config: cri::PodSandboxConfig) -> Result<Pod> {
-        let id = self.cri().run_pod(&config).context("RunPodSandbox")?;
-        Ok(Pod { id, config })
-    }
-
-    /// Creates and starts a container of `pod` with its own PID namespace; returns its id.
-    ///
-    /// # Errors
-    /// The daemon's answer.
-    pub fn launch(&self, pod: &Pod, name: &str, image: &str, command: &[&str]) -> Result<String> {
-        self.launch_as(pod, &crate::cri::container_config(name, image, command))
-    }
-
-    /// Creates and starts a container of `pod`; returns its id.
-    ///
-    /// # Errors
-    /// The daemon's answer.
-    pub fn launch_as(&self, pod: &Pod, config: &cri::ContainerConfig) -> Result<String> {
-        let id = self.cri().create(&pod.id, config, &pod.config).context("CreateContainer")?;
-        self.cri().start(&id).context("StartContainer")?;
-        Ok(id)
-    }
-
-    /// Waits until a container has ended and returns its status.
-    ///
-    /// # Errors
-    /// The daemon's answer, or the container does not end within [`wait::LONG`].
-    pub fn wait_for_exit(&self, id: &str) -> Result<cri::ContainerStatus> {
-        wait::until("the container to end", wait::LONG, || {
-            let status = self.cri().container(id).map_err(|status| status.to_string())?;
-            if status.state() == cri::ContainerState::ContainerExited {
-                Ok(status)
-            } else {
-                Err(format!("{status:?}"))
-            }
-        })
-    }
-
-    /// Stops and removes a sandbox.
-    ///
-    /// # Errors
-    /// The daemon's answer.
-    pub fn end_pod(&self, pod: &Pod) -> Result<()> {
-        self.cri().stop_pod(&pod.id).context("StopPodSandbox")?;
-        self.cri().remove_pod(&pod.id).context("RemovePodSandbox")
-    }
-
-    /// Removes every sandbox.
-    ///
-    /// # Errors
-    /// The daemon's answer.
-    pub fn remove_all_pods(&self) -> Result<()> {
-        for pod in self.cri().pods()? {
-            self.cri().stop_pod(&pod.id)?;
-            self.cri().remove_pod(&pod.id)?;
-        }
-        Ok(())
     }
 
     /// The host as it is now, as far as this node can change it.
@@ -486,7 +288,11 @@ impl Drop for Node {
                 let _ = cri.remove_pod(&pod.id);
             }
         }
-        if let Some(mut daemon) = self.daemon.take() {
+        // Asked to end, it takes its bridge and its nft table away; one that does not end is killed.
+        if self.daemon.is_some()
+            && self.stop().is_err()
+            && let Some(mut daemon) = self.daemon.take()
+        {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }

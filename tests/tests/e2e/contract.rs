@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
-use crisp_tests::cri::{container_config, image, refused, words};
+use crisp_tests::cri::{container_config, image, refused, together};
 use crisp_tests::node::Node;
 use tonic::Code;
 
@@ -31,9 +31,6 @@ pub(crate) const CASES: &[Case] = &[
         images: &["busybox"],
         run: wrong_states,
     },
-    Case { name: "exit_codes_and_reasons_are_right", needs: &[], images: &["busybox"], run: exits },
-    Case { name: "exec_gives_output_and_exit_code", needs: &[], images: &["busybox"], run: exec },
-    Case { name: "exec_past_its_timeout_is_killed", needs: &[], images: &["busybox"], run: exec_timeout },
     Case { name: "what_is_not_there_yet_is_unimplemented", needs: &[], images: &[], run: unimplemented },
     Case { name: "images_are_one_object_under_all_names", needs: &[], images: &["busybox"], run: images },
     Case {
@@ -162,36 +159,19 @@ fn same_name(node: &mut Node) -> Result<()> {
     node.end_pod(&pod)
 }
 
-/// Makes the same call from six threads at once; all have to succeed and to give the same.
-fn together<T: PartialEq + std::fmt::Debug + Send>(
-    node: &Node,
-    call: impl Fn(&crisp_tests::cri::Cri) -> crisp_tests::cri::Reply<T> + Sync,
-) -> Result<T> {
-    let mut answers = std::thread::scope(|scope| {
-        let calls: Vec<_> = (0..6).map(|_| scope.spawn(|| call(node.cri()))).collect();
-        let join = |handle: std::thread::ScopedJoinHandle<'_, _>| {
-            handle.join().map_err(|_| anyhow::anyhow!("a client panicked"))
-        };
-        calls.into_iter().map(|handle| Ok(join(handle)??)).collect::<Result<Vec<T>>>()
-    })?;
-    let first = answers.pop().context("no answer")?;
-    ensure!(answers.iter().all(|answer| *answer == first), "{first:?} and {answers:?}");
-    Ok(first)
-}
-
 fn at_the_same_time(node: &mut Node) -> Result<()> {
     for round in 0..5 {
         let config = node.pod_config(&format!("same-time-{round}"));
-        let pod = together(node, |cri| cri.run_pod(&config))?;
+        let pod = together(node.cri(), |cri| cri.run_pod(&config))?;
         let command = ["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done"];
         let container = container_config("c", "busybox", &command);
-        let id = together(node, |cri| cri.create(&pod, &container, &config))?;
+        let id = together(node.cri(), |cri| cri.create(&pod, &container, &config))?;
         node.cri().start(&id)?;
-        together(node, |cri| cri.exec(&id, &["echo", "x"]))?;
-        together(node, |cri| cri.stop(&id, 600))?;
-        together(node, |cri| cri.remove(&id))?;
-        together(node, |cri| cri.stop_pod(&pod))?;
-        together(node, |cri| cri.remove_pod(&pod))?;
+        together(node.cri(), |cri| cri.exec(&id, &["echo", "x"]))?;
+        together(node.cri(), |cri| cri.stop(&id, 600))?;
+        together(node.cri(), |cri| cri.remove(&id))?;
+        together(node.cri(), |cri| cri.stop_pod(&pod))?;
+        together(node.cri(), |cri| cri.remove_pod(&pod))?;
         ensure!(node.cri().pods()?.is_empty() && node.cri().containers()?.is_empty());
     }
     // All of it at once on one object: whoever comes first, nothing is left and nobody gets an error.
@@ -295,90 +275,6 @@ fn wrong_states(node: &mut Node) -> Result<()> {
     cri.stop_pod(&pod.id)?;
     let late = cri.create(&pod.id, &container_config("late", "busybox", &["true"]), &pod.config);
     ensure!(late.is_err(), "created a container in a stopped sandbox");
-    node.end_pod(&pod)
-}
-
-fn exits(node: &mut Node) -> Result<()> {
-    let pod = node.run_pod("exits")?;
-    let expected = [("zero", &["true"][..], 0, "Completed"), ("three", &["sh", "-c", "exit 3"], 3, "Error")];
-    for (name, command, code, reason) in expected {
-        let id = node.launch(&pod, name, "busybox", command)?;
-        let status = node.wait_for_exit(&id)?;
-        ensure!((status.exit_code, status.reason.as_str()) == (code, reason), "{name}: {status:?}");
-        ensure!(
-            status.created_at <= status.started_at && status.started_at <= status.finished_at,
-            "{status:?}"
-        );
-        ensure!(status.created_at > 1_600_000_000_000_000_000, "not nanoseconds since the epoch: {status:?}");
-    }
-    let id = node.launch(&pod, "stopped", "busybox", &["sleep", "3600"])?;
-    let running = node.cri().container(&id)?;
-    ensure!(
-        running.state() == cri::ContainerState::ContainerRunning && running.finished_at == 0,
-        "{running:?}"
-    );
-    node.cri().stop(&id, 0)?;
-    let status = node.cri().container(&id)?;
-    ensure!((status.exit_code, status.reason.as_str()) == (137, "Error"), "{status:?}");
-
-    let config = container_config("missing", "busybox", &["/no/such/program"]);
-    let id = node.cri().create(&pod.id, &config, &pod.config)?;
-    let message = node.cri().start(&id).err().context("a missing program was started")?;
-    ensure!(message.message().contains("/no/such/program"), "{message:?}");
-    let status = node.cri().container(&id)?;
-    ensure!(status.state() == cri::ContainerState::ContainerExited, "{status:?}");
-    ensure!((status.exit_code, status.reason.as_str()) == (128, "StartError"), "{status:?}");
-    ensure!(status.message.contains("/no/such/program") && status.finished_at > 0, "{status:?}");
-    node.end_pod(&pod)
-}
-
-fn exec(node: &mut Node) -> Result<()> {
-    let pod = node.run_pod("exec")?;
-    let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
-    let said = node.cri().exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 7"])?;
-    ensure!((said.code, said.stdout.as_str(), said.stderr.as_str()) == (7, "out\n", "err\n"), "{said:?}");
-    let said = node.cri().exec(&id, &["sh", "-c", "kill -TERM $$"])?;
-    ensure!(said.code == 128 + 15, "{said:?}");
-    // kubelet's prober must get an error here and no exit code.
-    for (program, cause) in
-        [("nosuchprogram", "executable file not found"), ("/no/such/program", "no such file")]
-    {
-        let message = node.cri().exec(&id, &[program]).err().context("a missing program was executed")?;
-        ensure!(message.message().contains(program) && message.message().contains(cause), "{message:?}");
-    }
-
-    // More than a pipe holds, from both streams at once.
-    let said =
-        node.cri().exec(&id, &["sh", "-c", "yes 12345678 | head -n 100000; yes x | head -n 100000 >&2"])?;
-    ensure!(
-        said.stdout.len() == 900_000 && said.stderr.len() == 200_000,
-        "{} {}",
-        said.stdout.len(),
-        said.stderr.len()
-    );
-
-    // It is the container's world that it sees.
-    ensure!(node.cri().shell(&id, "hostname")? == "exec\n");
-    ensure!(node.cri().shell(&id, "tr '\\0' ' ' </proc/1/cmdline")?.trim() == "sleep 3600");
-    node.end_pod(&pod)
-}
-
-fn exec_timeout(node: &mut Node) -> Result<()> {
-    let pod = node.run_pod("timeout")?;
-    let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
-    let request = cri::ExecSyncRequest {
-        container_id: id.clone(),
-        cmd: words(&["sh", "-c", "sleep 4321 & sleep 4321"]),
-        timeout: 1,
-    };
-    refused(node.cri().exec_sync(request), Code::DeadlineExceeded)?;
-    // What was executed and what that had started.
-    let left = node.cri().shell(&id, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")?;
-    ensure!(left.contains("sleep 3600") && !left.contains("sleep 4321"), "still there: {left}");
-    ensure!(
-        node.cri().container(&id)?.state() == cri::ContainerState::ContainerRunning,
-        "the container went along"
-    );
     node.end_pod(&pod)
 }
 

@@ -7,6 +7,7 @@
 //! (default), `controllers` (only tests that need cgroup controllers) or `no-controllers` (only the others).
 
 mod case;
+mod container;
 mod contract;
 mod crictl;
 mod daemon;
@@ -15,6 +16,7 @@ mod logs;
 mod network;
 mod play;
 mod pods;
+mod processes;
 mod pulls;
 mod refusals;
 mod restart;
@@ -31,7 +33,9 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let all = [
         contract::CASES,
+        processes::CASES,
         sandbox::CASES,
+        container::CASES,
         pods::CASES,
         crictl::CASES,
         logs::CASES,

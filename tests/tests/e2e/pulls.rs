@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
-use crisp_tests::cri::{container_config, image};
+use crisp_tests::cri::{container_config, image, together};
 use crisp_tests::images::Registry;
 use crisp_tests::node::Node;
 use crisp_tests::place::Need;
@@ -154,23 +154,14 @@ fn spoiled(node: &mut Node) -> Result<()> {
 fn concurrent(node: &mut Node) -> Result<()> {
     let _registry = Registry::start(&node.registry_hosts(), false)?;
     let name = "docker.io/crisp/test-gzip:1";
-    let together = |call: &(dyn Fn(&crisp_tests::cri::Cri) -> Result<String> + Sync)| -> Result<Vec<String>> {
-        std::thread::scope(|scope| {
-            let calls: Vec<_> = (0..5).map(|_| scope.spawn(|| call(node.cri()))).collect();
-            calls
-                .into_iter()
-                .map(|handle| handle.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
-                .collect()
-        })
-    };
     for _ in 0..3 {
-        let ids = together(&|cri| Ok(cri.pull(name)?))?;
-        ensure!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-        together(&|cri| {
-            cri.remove_image(cri::RemoveImageRequest { image: Some(image(&ids[0])) })?;
-            ensure!(cri.image_id(name)?.is_none(), "still there after a removal");
-            Ok(String::new())
+        let id = together(node.cri(), |cri| cri.pull(name))?;
+        let removal = || cri::RemoveImageRequest { image: Some(image(&id)) };
+        let left = together(node.cri(), |cri| {
+            cri.remove_image(removal())?;
+            cri.image_id(name)
         })?;
+        ensure!(left.is_none(), "still there after a removal");
     }
     // A container needs its image at Create, and says so.
     let pod = node.run_pod("gone")?;
