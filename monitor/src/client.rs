@@ -11,7 +11,9 @@ use std::path::Path;
 use crisp_sys::socket;
 
 pub use crate::record;
-use crate::wire::{Body, Call, Failure, MAX_FDS, MAX_MESSAGE, Message, Request, WireError};
+use crate::wire::{
+    Body, Call, FDS_LOST, Failure, FailureKind, MAX_FDS, MAX_MESSAGE, Message, Request, WireError,
+};
 
 /// The packet of a request.
 ///
@@ -43,7 +45,8 @@ pub fn send(socket: BorrowedFd<'_>, request: &Request, fds: &[BorrowedFd<'_>]) -
     socket::sendmsg(socket, &packet, fds).map_err(|error| error.errno.into())
 }
 
-/// Receives one reply or event. `None`: the monitor has closed the connection.
+/// Receives one reply or event. `None`: the monitor has closed the connection. A reply whose descriptors this
+/// process could not take in (EMFILE) comes as a [`Failure`] that says so.
 ///
 /// # Errors
 /// `WouldBlock` on a socket that does not block and has nothing; `InvalidData` for a packet that is no message
@@ -56,10 +59,24 @@ pub fn recv(socket: BorrowedFd<'_>) -> io::Result<Option<(Message, Vec<OwnedFd>)
         Ok(Some(packet)) => {
             let message = decode(&buffer[..packet.length])
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            Ok(Some((message, packet.fds)))
+            Ok(Some(if packet.truncated {
+                (without_fds(message), Vec::new())
+            } else {
+                (message, packet.fds)
+            }))
         }
         Err(error) => Err(error.errno.into()),
     }
+}
+
+/// What is left of a message whose descriptors are lost: an answer remains one, or its request would wait for ever.
+fn without_fds(message: Message) -> Message {
+    if message.id == 0 {
+        return message;
+    }
+    let errno = nix::errno::Errno::EMFILE as i32;
+    let failure = Failure { kind: FailureKind::Internal as i32, text: FDS_LOST.to_owned(), errno };
+    Message { id: message.id, body: Some(Body::Failed(failure)) }
 }
 
 /// Why a [`Client`] has no answer.

@@ -18,6 +18,9 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 /// Most descriptors in one packet (the kernel's own limit, `SCM_MAX_FD`, is 253).
 pub const MAX_FDS: usize = 200;
 
+/// What either end says of a message whose descriptors were cut off, because the receiver has too many open files.
+pub const FDS_LOST: &str = "descriptors did not arrive: too many open files";
+
 /// Daemon to monitor.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Request {

@@ -4,15 +4,13 @@
 //!
 //! Must not know: what is in a packet.
 
-#![expect(unsafe_code, reason = "received descriptors are taken over by number")]
+#![expect(unsafe_code, reason = "descriptors are received by number, and nix drops some unseen")]
 
 use crate::errno::{Context, Errno, SysError};
-use nix::cmsg_space;
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sockopt,
 };
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -127,36 +125,77 @@ pub struct Packet {
     pub length: usize,
     /// The descriptors that came along, close-on-exec.
     pub fds: Vec<OwnedFd>,
+    /// Not all of its descriptors have arrived, because this process may have no more of them: the rest is lost.
+    pub truncated: bool,
 }
+
+/// Room for the descriptors of one packet, aligned as a control message has to be.
+#[repr(C, align(8))]
+struct Control([u8; 1040]);
+
+// SAFETY: computes a number only.
+const _: () = assert!(unsafe { libc::CMSG_SPACE((MAX_FDS * size_of::<RawFd>()) as u32) } <= 1040);
 
 /// Receives one packet into `buffer`; `None`: nothing there (non-blocking).
 ///
 /// # Errors
 /// `EMSGSIZE` when it does not fit (the packet and its descriptors are gone); `ECONNRESET` when the peer closed
-/// with unread data.
+/// with unread data. Too few free descriptors are no error: see [`Packet::truncated`].
 pub fn recvmsg(socket: impl AsFd, buffer: &mut [u8]) -> Result<Option<Packet>, SysError> {
-    let mut control = cmsg_space!([RawFd; MAX_FDS]);
+    // nix hands out nothing at all of a truncated control message, and the descriptors in it would leak.
+    let mut control = Control([0; 1040]);
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all zero is a valid msghdr; the three pointers are set below.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    (header.msg_iov, header.msg_iovlen) = (&raw mut part, 1);
+    (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), control.0.len() as _);
     let socket = socket.as_fd().as_raw_fd();
-    let mut parts = [IoSliceMut::new(buffer)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = loop {
-        match nix::sys::socket::recvmsg::<UnixAddr>(socket, &mut parts, Some(&mut control), flags) {
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => return Ok(None),
-            answer => break answer.on("recvmsg", String::new)?,
+    let length = loop {
+        // SAFETY: the header points to the buffer and the room for control messages, which live on, with their sizes.
+        let length = unsafe { libc::recvmsg(socket, &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+        if let Ok(length) = usize::try_from(length) {
+            break length;
+        }
+        match Errno::last() {
+            Errno::EINTR => {}
+            Errno::EAGAIN => return Ok(None),
+            errno => return Err(SysError::new("recvmsg", "", errno)),
         }
     };
-    let mut fds = Vec::new();
-    for part in message.cmsgs().on("recvmsg", || "descriptors")? {
-        if let ControlMessageOwned::ScmRights(numbers) = part {
-            // SAFETY: the kernel has put these descriptors into this process just now, for this packet alone.
-            fds.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
-        }
-    }
-    if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+    // SAFETY: the kernel has filled the header just now, and nobody has looked at it since.
+    let fds = unsafe { take_descriptors(&header) };
+    if header.msg_flags & libc::MSG_TRUNC != 0 {
         return Err(SysError::new("recvmsg", "packet", Errno::EMSGSIZE));
     }
-    Ok(Some(Packet { length: message.bytes, fds }))
+    Ok(Some(Packet { length, fds, truncated: header.msg_flags & libc::MSG_CTRUNC != 0 }))
+}
+
+/// The descriptors in the control messages of a received packet.
+///
+/// # Safety
+/// recvmsg(2) has filled `header`, its control messages are still there, and this is called once for it.
+unsafe fn take_descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the header is one that the kernel has filled: so for all uses of the CMSG macros here.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(header) };
+    // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return null or a whole message inside the control buffer.
+    while let Some(message) = unsafe { next.as_ref() } {
+        if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: computes a number only.
+            let before = u64::from(unsafe { libc::CMSG_LEN(0) });
+            // libc's type of the length differs between C libraries.
+            let bytes = (message.cmsg_len as u64).saturating_sub(before) as usize;
+            for index in 0..bytes / size_of::<RawFd>() {
+                // SAFETY: the message's length says that so many numbers follow it; they need not be aligned.
+                let number = unsafe { libc::CMSG_DATA(next).cast::<RawFd>().add(index).read_unaligned() };
+                // SAFETY: the kernel has put this descriptor into this process just now, for this packet alone.
+                fds.push(unsafe { OwnedFd::from_raw_fd(number) });
+            }
+        }
+        // SAFETY: `next` is a message of this header.
+        next = unsafe { libc::CMSG_NXTHDR(header, next) };
+    }
+    fds
 }
 
 /// Who is at the other end.
@@ -196,6 +235,7 @@ mod tests {
         assert_eq!((&buffer[..packet.length], packet.fds.len()), (&b"first"[..], 2));
         let flags = nix::fcntl::fcntl(&packet.fds[0], nix::fcntl::FcntlArg::F_GETFD).unwrap();
         assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
+        assert!(!packet.truncated);
         drop(packet);
         let packet = recvmsg(&right, &mut buffer).unwrap().unwrap();
         assert_eq!((&buffer[..packet.length], packet.fds.len()), (&b"second"[..], 0));

@@ -483,11 +483,16 @@ fn a_monitor_without_descriptors_turns_connections_away_and_recovers() {
         let refused = pod.connect().call(Call::RootFd(named("c1")), &[]).unwrap_err();
         assert!(matches!(refused, ClientError::Closed | ClientError::Io(_)), "{refused:?}");
     }
-    // The descriptors of a request are lost, and so is what it asked for: better no connection than no answer.
-    let request = daemon.send_create("c1", &Spec::sh(""));
-    assert!(matches!(daemon.client.answer(request), Err(ClientError::Closed)));
+    // The descriptors of a request are lost, all or some of them, and so is what it asked for: nothing else is.
+    let open = std::fs::read_dir(pod.proc("fd")).unwrap().count();
+    for (id, free) in [("c0", 0), ("c1", 2)] {
+        limit(open + free);
+        let failure = daemon.refused_create(id, &Spec::sh(""));
+        assert!(is(&failure, FailureKind::Internal), "{failure:?}");
+        assert_eq!(failure.text, "descriptors did not arrive: too many open files");
+    }
     limit(1024);
-    let mut daemon = pod.daemon();
+    assert_eq!(std::fs::read_dir(pod.proc("fd")).unwrap().count(), open, "what had arrived is closed");
     assert!(daemon.hello().containers.is_empty());
     daemon.run("c2", &Spec::sh("exit 3"));
     assert_eq!(daemon.exited("c2").code, 3);

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crisp_sys::socket;
 use nix::errno::Errno;
 
-/// Packets that may wait for a daemon which does not read. One that lets more pile up is cut off; it learns
-/// everything from its next Hello.
+/// Packets that may wait for a daemon which does not read. One that lets more pile up is cut off. A daemon takes the
+/// end of its connection for the monitor's death, so this is for one that is stuck for good.
 const QUEUE_MAX: usize = 1024;
 
 /// A packet with its descriptors.

@@ -24,6 +24,7 @@ use crate::launched::Launched;
 use crate::log::{Pen, Stream};
 use crate::refusal::{internal, refuse};
 use crate::token::{Kind, Token};
+use request::FdsLost;
 
 /// Bytes read from a pipe in one turn.
 const READ_BYTES: usize = 16 * 1024;
@@ -196,7 +197,8 @@ impl Pod {
             match socket::recvmsg(connection, &mut self.buffer) {
                 Ok(Some(packet)) if packet.length > 0 => {
                     let request = Request::from_packet(&self.buffer[..packet.length]);
-                    self.on_request(serial, request, packet.fds);
+                    let fds = if packet.truncated { Err(FdsLost) } else { Ok(packet.fds) };
+                    self.on_request(serial, request, fds);
                 }
                 Ok(None) => return,
                 Ok(Some(_)) | Err(_) => return self.forget_connection(serial),

@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use crisp_monitor::wire::{
-    Body, Call, ContainerRef, Done, Failure, FailureKind, PodState, Request, Shutdown, Signal, VERSION,
-    WireError,
+    Body, Call, ContainerRef, Done, FDS_LOST, Failure, FailureKind, PodState, Request, Shutdown, Signal,
+    VERSION, WireError,
 };
 
 use super::Pod;
@@ -28,6 +28,10 @@ impl Answer {
     }
 }
 
+/// Descriptors of a request that have not all arrived (EMFILE while receiving). Nothing of it can be done then, but
+/// it can be answered.
+pub(super) struct FdsLost;
+
 /// `Ok(None)`: the answer follows later.
 pub(super) type Served = Result<Option<Answer>, Failure>;
 
@@ -36,12 +40,13 @@ impl Pod {
         &mut self,
         connection: u64,
         request: Result<Request, WireError>,
-        fds: Vec<OwnedFd>,
+        fds: Result<Vec<OwnedFd>, FdsLost>,
     ) {
         let (id, served) = match request {
-            Ok(Request { id, call: Some(call) }) => {
-                (id, self.serve(Asker { connection, request: id }, call, fds))
-            }
+            Ok(Request { id, call: Some(call) }) => match fds {
+                Ok(fds) => (id, self.serve(Asker { connection, request: id }, call, fds)),
+                Err(FdsLost) => (id, Err(refuse(FailureKind::Internal, FDS_LOST))),
+            },
             Err(WireError::Unknown { id }) | Ok(Request { id, call: None }) => {
                 let text = format!("request {id}: a call that protocol version {VERSION} does not know");
                 (id, Err(refuse(FailureKind::Invalid, text)))
