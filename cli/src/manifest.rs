@@ -41,11 +41,15 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Pod>, Vec<String>> {
     let documents: Vec<Value> =
         serde_saphyr::from_multiple(text).map_err(|error| vec![error.without_snippet().to_string()])?;
     let several = documents.len() > 1;
-    let mut pods = Vec::new();
+    let mut pods: Vec<Pod> = Vec::new();
     let mut problems = Vec::new();
     for (index, document) in documents.iter().enumerate().filter(|(_, document)| !document.is_null()) {
         let mut found = Vec::new();
         if let Some(pod) = pod(document, &mut found) {
+            let (name, namespace) = (&pod.metadata.name, pod.namespace());
+            if pods.iter().any(|other| other.metadata.name == *name && other.namespace() == namespace) {
+                found.push(format!("metadata.name: the pod {namespace}/{name} is there twice"));
+            }
             pods.push(pod);
         }
         let place = if several { format!("document {}: ", index + 1) } else { String::new() };

@@ -178,12 +178,18 @@ fn container(path: &str, container: &Container, pod: &Pod, problems: Problems<'_
         match (&variable.value, &variable.value_from) {
             (Some(_), Some(_)) => problems.push(format!("{path}: has both value and valueFrom")),
             (_, Some(source)) => {
+                let version = source.field_ref.api_version.as_deref();
+                one_of(&format!("{path}.valueFrom.fieldRef.apiVersion"), version, &["v1"], problems);
                 if let Err(problem) = expand::check_field(&source.field_ref.field_path) {
                     problems.push(format!("{path}.valueFrom.fieldRef.fieldPath: {problem}"));
                 }
             }
             _ => {}
         }
+    }
+    if container.stdin_once {
+        // It is the end of an attach that closes the input.
+        problems.push(format!("{}: not supported: nothing can attach", field("stdinOnce")));
     }
     ports(path, container, problems);
     mounts(path, container, pod, problems);
@@ -198,6 +204,9 @@ fn ports(path: &str, container: &Container, problems: Problems<'_>) {
             if number.is_some_and(|number| !(1..=PORT_MAX).contains(&number)) {
                 problems.push(format!("{path}.{field}: not 1 to {PORT_MAX}"));
             }
+        }
+        if port.host_ip.is_some() && port.host_port.is_none() {
+            problems.push(format!("{path}.hostIP: needs a hostPort"));
         }
         one_of(&format!("{path}.protocol"), port.protocol.as_deref(), &["TCP", "UDP", "SCTP"], problems);
     }

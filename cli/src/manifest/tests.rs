@@ -128,6 +128,21 @@ fn values_that_cannot_be_meant_are_refused() {
             "    volumeMounts: [{name: data, mountPath: x}]\n",
             "spec.containers[0].volumeMounts[0].mountPath: \"x\" is not an absolute path without ..",
         ),
+        (
+            "",
+            "    env: [{name: A, valueFrom: {fieldRef: {apiVersion: v1beta1, fieldPath: metadata.name}}}]\n",
+            "spec.containers[0].env[0].valueFrom.fieldRef.apiVersion: \"v1beta1\" is not possible; it can be v1",
+        ),
+        (
+            "",
+            "    ports: [{containerPort: 80, hostIP: 127.0.0.1}]\n",
+            "spec.containers[0].ports[0].hostIP: needs a hostPort",
+        ),
+        (
+            "",
+            "    stdin: true\n    stdinOnce: true\n",
+            "spec.containers[0].stdinOnce: not supported: nothing can attach",
+        ),
         ("  initContainers: [{name: c, image: i}]\n", "", "spec.containers: the name \"c\" is there twice"),
     ] {
         assert_eq!(problems(&with(spec, container)), [expected]);
@@ -136,6 +151,15 @@ fn values_that_cannot_be_meant_are_refused() {
         problems(&with("", "    resources: {limits: {memory: lots}}\n"))[0]
             .contains("\"lots\" is no quantity")
     );
+}
+
+#[test]
+fn what_says_the_same_as_nothing_is_accepted() {
+    let text = with(
+        "",
+        "    stdinOnce: false\n    env: [{name: A, valueFrom: {fieldRef: {apiVersion: v1, fieldPath: metadata.name}}}]\n    ports: [{containerPort: 80, hostPort: 80, hostIP: 127.0.0.1}]\n",
+    );
+    assert!(parse(&text).is_ok());
 }
 
 #[test]
@@ -150,7 +174,13 @@ fn other_kinds_and_other_text_are_refused() {
 #[test]
 fn documents_are_counted() {
     let one = with("", "");
-    assert_eq!(parse(&format!("{one}---\n{one}---\n")).unwrap().len(), 2);
+    let other = one.replace("{name: p}", "{name: p, namespace: other}");
+    assert_eq!(parse(&format!("{one}---\n{other}---\n")).unwrap().len(), 2);
+    let same = one.replace("{name: p}", "{name: p, namespace: default}");
+    assert_eq!(
+        problems(&format!("{one}---\n{same}")),
+        ["document 2: metadata.name: the pod default/p is there twice"]
+    );
     let found = problems(&format!("{one}---\n{}", with("", "    imge: x\n")));
     assert_eq!(found, ["document 2: spec.containers[0].imge: unknown field; did you mean image?"]);
 }
