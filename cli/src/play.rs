@@ -20,9 +20,9 @@ mod security;
 mod supervise;
 mod volumes;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{fmt::Display, fs, io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use crisp_proto::runtime::v1::{PodSandbox, RunPodSandboxRequest};
 use tokio::{
@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use crate::{
-    endpoint::{Asked, Clients},
+    endpoint::{self, Asked, Clients},
     manifest::{self, Pod},
     rm, target,
 };
@@ -98,21 +98,31 @@ pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode
     Ok(ExitCode::from(worst))
 }
 
-/// Counts SIGINT and SIGTERM from now on.
+/// Counts SIGINT, SIGTERM and SIGHUP from now on. A SIGHUP that is ignored (nohup) stays so.
 fn interrupts() -> Result<Interrupts> {
     let (sender, receiver) = watch::channel(0);
-    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
+    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let mut kinds = vec![("SIGINT", SignalKind::interrupt()), ("SIGTERM", SignalKind::terminate())];
+    if !ignored(&status, SignalKind::hangup()) {
+        kinds.push(("SIGHUP", SignalKind::hangup()));
+    }
+    for (name, kind) in kinds {
+        let mut signals = signal(kind).with_context(|| format!("handle {name}"))?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                sender.send_modify(|count| *count += 1);
             }
-            sender.send_modify(|count| *count += 1);
-        }
-    });
+        });
+    }
     Ok(receiver)
+}
+
+/// Whether a process ignores a signal, by its status file (proc_pid_status(5), SigIgn).
+fn ignored(status: &str, signal: SignalKind) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (signal.as_raw_value() - 1) & 1 == 1
 }
 
 /// Completes when the user has asked for the end more than `times` times.
@@ -123,11 +133,21 @@ async fn interrupted(interrupts: &mut Interrupts, times: u32) {
     }
 }
 
+/// One pod being played: whom to ask, whom to tell, and who may ask for the end.
+struct Stage<'a> {
+    clients: &'a Clients,
+    pod: &'a Pod,
+    title: String,
+    arguments: &'a Arguments,
+    report: &'a Report,
+    interrupts: Interrupts,
+}
+
 async fn play(
     clients: &Clients,
     pod: &Pod,
     arguments: &Arguments,
-    mut interrupts: Interrupts,
+    interrupts: Interrupts,
     report: &Report,
 ) -> Result<u8> {
     let title = format!("{}/{}", pod.namespace(), pod.metadata.name);
@@ -138,132 +158,168 @@ async fn play(
             target::short(&there.id)
         );
     }
+    let mut stage = Stage { clients, pod, title, arguments, report, interrupts };
     let images = tokio::select! {
-        images = images::provide(clients, pod, report) => images.with_context(|| format!("pod {title}"))?,
-        () = interrupted(&mut interrupts, 0) => return Ok(INTERRUPTED),
+        images = images::provide(clients, pod, report) => images.with_context(|| format!("pod {}", stage.title))?,
+        () = interrupted(&mut stage.interrupts, 0) => return Ok(INTERRUPTED),
     };
     let uid = folder::new_uid()?;
     let folder = Folder::create(&arguments.data_dir, pod, &uid, arguments.log_dir.as_deref())?;
-    let made = make(clients, pod, &uid, &folder, report).await;
-    let (sandbox, mut player) = match made {
-        Ok((sandbox, facts, config, volumes)) => {
-            let player = Player {
-                clients: clients.clone(),
-                pod,
-                facts,
-                sandbox: sandbox.clone(),
-                config,
-                folder: folder.clone(),
-                volumes,
-                images,
-                report: report.clone(),
-                base: Duration::from_secs(arguments.backoff_base),
-                logs: arguments.logs,
-                detach: arguments.detach,
-            };
-            (sandbox, player)
-        }
+    let (sandbox, facts, config, volumes) = match stage.make(&uid, &folder).await {
+        Ok(made) => made,
         Err(error) => {
-            folder.remove()?;
-            return Err(error.context(format!("pod {title}")));
+            let undone = stage.undo(&uid, &folder).await;
+            return Err(stage.after(error, undone));
         }
+    };
+    let mut player = Player {
+        clients: clients.clone(),
+        pod,
+        facts,
+        sandbox: sandbox.clone(),
+        config,
+        folder: folder.clone(),
+        volumes,
+        images,
+        report: report.clone(),
+        base: Duration::from_secs(arguments.backoff_base),
+        logs: arguments.logs,
+        detach: arguments.detach,
     };
     let outcome = tokio::select! {
         outcome = player.run() => outcome,
-        () = interrupted(&mut interrupts, 0) => {
-            report.line(&title, "stopping; once more kills it");
-            stop(clients, &sandbox, &mut interrupts).await.with_context(|| format!("pod {title}"))?;
-            report.line(&title, "removed");
+        () = interrupted(&mut stage.interrupts, 0) => {
+            report.line(&stage.title, "stopping; once more kills it");
+            stage.stop(&sandbox, 1).await.with_context(|| format!("pod {}", stage.title))?;
+            report.line(&stage.title, "removed");
             return Ok(INTERRUPTED);
         }
     };
-    finish(clients, &sandbox, &folder, arguments, (&title, outcome)).await
+    stage.finish(&sandbox, &folder, outcome).await
 }
 
 type Made =
     (PodSandbox, manifest::expand::Facts, crisp_proto::runtime::v1::PodSandboxConfig, volumes::Sources);
 
-/// Volumes, sandbox, and what is only known once the sandbox is there. Not to be given up half-way.
-async fn make(clients: &Clients, pod: &Pod, uid: &str, folder: &Folder, report: &Report) -> Result<Made> {
-    let title = format!("{}/{}", pod.namespace(), pod.metadata.name);
-    let volumes = volumes::prepare(pod, folder)?;
-    let config = sandbox::config(pod, uid, folder)?;
-    let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-    let answer = clients.runtime.clone().run_pod_sandbox(request).await.asked("run the sandbox")?;
-    let sandbox = PodSandbox {
-        id: answer.pod_sandbox_id,
-        metadata: config.metadata.clone(),
-        annotations: config.annotations.clone(),
-        ..Default::default()
-    };
-    let prepared = async {
-        let facts = network::facts(clients, &sandbox.id, uid).await?;
-        network::write_hosts(pod, &facts, folder)?;
-        Ok(facts)
-    };
-    match prepared.await {
-        Ok(facts) => {
-            let ips = if facts.pod_ips.is_empty() {
-                "the host's network".to_owned()
-            } else {
-                facts.pod_ips.join(", ")
+impl Stage<'_> {
+    /// Volumes, sandbox, and what is only known once the sandbox is there. Not to be given up half-way; an error leaves
+    /// what there is to [`Self::undo`].
+    async fn make(&mut self, uid: &str, folder: &Folder) -> Result<Made> {
+        let clients = self.clients;
+        let volumes = volumes::prepare(self.pod, folder)?;
+        let config = sandbox::config(self.pod, uid, folder)?;
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        // Asked again, crisp answers with the sandbox it may have made before it went away.
+        let run = || async {
+            clients.runtime.clone().run_pod_sandbox(request.clone()).await.asked("run the sandbox")
+        };
+        let sandbox = PodSandbox {
+            id: self.patiently(run).await?.pod_sandbox_id,
+            metadata: config.metadata.clone(),
+            annotations: config.annotations.clone(),
+            ..Default::default()
+        };
+        let facts = self.patiently(|| network::facts(clients, &sandbox.id, uid)).await?;
+        network::write_hosts(self.pod, &facts, folder)?;
+        let ips =
+            if facts.pod_ips.is_empty() { "the host's network".to_owned() } else { facts.pod_ips.join(", ") };
+        let id = target::short(&sandbox.id);
+        self.report.line(&self.title, format_args!("sandbox {id} is ready: {ips}"));
+        Ok((sandbox, facts, config, volumes))
+    }
+
+    /// Asks again as long as the runtime is away, unless the user asks for the end in between.
+    async fn patiently<T, F: Future<Output = Result<T>>>(&mut self, ask: impl Fn() -> F) -> Result<T> {
+        let mut told = false;
+        loop {
+            let error = match ask().await {
+                Err(error) if endpoint::is_away(&error) => error,
+                answer => return answer,
             };
-            report.line(&title, format_args!("sandbox {} is ready: {ips}", target::short(&sandbox.id)));
-            Ok((sandbox, facts, config, volumes))
-        }
-        Err(error) => {
-            rm::remove_now(clients, &sandbox).await?;
-            Err(error)
+            if !std::mem::replace(&mut told, true) {
+                self.report.line(&self.title, format_args!("{error:#}; waiting for the runtime"));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(supervise::AWAY_PAUSE) => {}
+                () = interrupted(&mut self.interrupts, 0) => return Err(error),
+            }
         }
     }
-}
 
-/// Stops within the grace period; at once when asked a second time.
-async fn stop(clients: &Clients, sandbox: &PodSandbox, interrupts: &mut Interrupts) -> Result<()> {
-    tokio::select! {
-        stopped = rm::remove(clients, sandbox, None) => stopped,
-        () = interrupted(interrupts, 1) => rm::remove_now(clients, sandbox).await,
+    /// Removes what there is of a pod that could not be made. The folder stays as long as a sandbox may use it: an
+    /// attempt that brought no answer may have made one, too.
+    async fn undo(&self, uid: &str, folder: &Folder) -> Result<()> {
+        for sandbox in sandboxes(self.clients, self.pod).await? {
+            if sandbox.metadata.as_ref().is_some_and(|metadata| metadata.uid == uid) {
+                rm::remove_now(self.clients, &sandbox).await?;
+            }
+        }
+        folder.remove()
     }
-}
 
-async fn finish(
-    clients: &Clients,
-    sandbox: &PodSandbox,
-    folder: &Folder,
-    arguments: &Arguments,
-    (title, outcome): (&str, Result<Outcome>),
-) -> Result<u8> {
-    match outcome {
-        Ok(Outcome::Detached) => {
-            println!("{}", sandbox.id);
-            Ok(0)
+    /// The error that matters; that not everything could be removed after it is said with it.
+    fn after(&self, error: anyhow::Error, removed: Result<()>) -> anyhow::Error {
+        let (title, file) = (&self.title, self.arguments.file.display());
+        match removed {
+            Ok(()) => error.context(format!("pod {title}")),
+            Err(also) => error.context(format!(
+                "pod {title} (not all of it could be removed, crisp play --down {file} does it: {also:#})"
+            )),
         }
-        Ok(Outcome::Gone) => {
-            folder.remove()?;
-            bail!("pod {title} was stopped or removed by somebody else");
+    }
+
+    /// Stops within the grace period; at once when asked for the end more than `times` times.
+    async fn stop(&mut self, sandbox: &PodSandbox, times: u32) -> Result<()> {
+        tokio::select! {
+            stopped = rm::remove_own(self.clients, sandbox, None) => stopped,
+            () = interrupted(&mut self.interrupts, times) => rm::remove_now(self.clients, sandbox).await,
         }
-        Ok(Outcome::Ended { phase, lines }) => {
-            println!("pod {title}: {phase:?}");
-            for line in lines {
-                println!("  {line}");
+    }
+
+    async fn finish(
+        &mut self,
+        sandbox: &PodSandbox,
+        folder: &Folder,
+        outcome: Result<Outcome>,
+    ) -> Result<u8> {
+        let asked = *self.interrupts.borrow();
+        match outcome {
+            Ok(Outcome::Detached) => {
+                print(&sandbox.id);
+                Ok(0)
             }
-            if arguments.rm {
-                rm::remove_now(clients, sandbox).await?;
-            } else {
-                println!("crisp play --down {} removes it", arguments.file.display());
+            Ok(Outcome::Gone) => {
+                // A sandbox that was only stopped is still there.
+                let removed = self.stop(sandbox, asked).await.and_then(|()| folder.remove());
+                Err(self.after(anyhow!("stopped or removed by somebody else"), removed))
             }
-            Ok(u8::from(phase == Phase::Failed))
-        }
-        Err(error) => {
-            // The error is what matters; that the pod could not be removed either is said with it.
-            match rm::remove_now(clients, sandbox).await {
-                Ok(()) => Err(error.context(format!("pod {title}"))),
-                Err(also) => {
-                    Err(error.context(format!("pod {title} (which could not be removed: {also:#})")))
+            Ok(Outcome::Ended { phase, lines }) => {
+                // First of all: a reader that has gone away must not keep the pod.
+                let removed =
+                    if self.arguments.rm { rm::remove_now(self.clients, sandbox).await } else { Ok(()) };
+                print(format_args!("pod {}: {phase:?}", self.title));
+                for line in lines {
+                    print(format_args!("  {line}"));
                 }
+                if !self.arguments.rm {
+                    print(format_args!("crisp play --down {} removes it", self.arguments.file.display()));
+                }
+                removed.with_context(|| format!("pod {}", self.title))?;
+                Ok(u8::from(phase == Phase::Failed))
+            }
+            Err(error) => {
+                // Other containers of the pod may be well: they get their grace period.
+                self.report.line(&self.title, format_args!("{error:#}; stopping, Ctrl-C kills it"));
+                let removed = self.stop(sandbox, asked).await;
+                Err(self.after(error, removed))
             }
         }
     }
+}
+
+/// Prints a line. That nobody reads it is no reason to end: pods are left to do.
+fn print(line: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// All sandboxes of a pod of this name.
@@ -281,6 +337,22 @@ async fn down(clients: &Clients, pod: &Pod, arguments: &Arguments) -> Result<()>
     }
     // Of plays that died before they had a sandbox.
     let left = folder::remove_all_of(&arguments.data_dir, pod)?;
-    println!("pod {title}: {}", if all.is_empty() && left == 0 { "was not there" } else { "removed" });
+    print(format_args!(
+        "pod {title}: {}",
+        if all.is_empty() && left == 0 { "was not there" } else { "removed" }
+    ));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nohup_ignores_stays_ignored() {
+        let status = |mask: &str| format!("Name:\tcrisp\nSigBlk:\tffffffffffffffff\nSigIgn:\t{mask}\n");
+        assert!(ignored(&status("0000000000001001"), SignalKind::hangup()));
+        assert!(!ignored(&status("0000000000001000"), SignalKind::hangup()));
+        assert!(ignored(&status("0000000000004000"), SignalKind::terminate()));
+    }
 }

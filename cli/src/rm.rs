@@ -71,6 +71,11 @@ pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<()> {
 /// removes the pod and its folder.
 pub(crate) async fn remove(clients: &Clients, pod: &PodSandbox, grace: Option<i64>) -> Result<()> {
     folder::mark_ending(pod)?;
+    remove_own(clients, pod, grace).await
+}
+
+/// The same for who plays the pod, and so need not be told that it ends.
+pub(crate) async fn remove_own(clients: &Clients, pod: &PodSandbox, grace: Option<i64>) -> Result<()> {
     let mut stops = tokio::task::JoinSet::new();
     for container in target::containers(clients, &pod.id).await? {
         if container.state() != cri::ContainerState::ContainerRunning {

@@ -53,6 +53,21 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Text of a container for a terminal: control characters are written out. Lines after the first are indented, so none
+/// of them looks like a line of ours.
+pub(crate) fn harmless(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => result.push_str("\n    "),
+            '\t' => result.push('\t'),
+            control if control.is_control() => result.extend(control.escape_debug()),
+            other => result.push(other),
+        }
+    }
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +85,11 @@ mod tests {
             [bytes(0), bytes(1023), bytes(1 << 10), bytes(64 << 20), bytes(3 << 29), bytes(u64::MAX)],
             ["0", "1023", "1Ki", "64Mi", "1.5Gi", "16777215.9Ti"]
         );
+    }
+
+    #[test]
+    fn control_characters_are_written_out() {
+        assert_eq!(harmless("a\u{1b}[31m\r\0\u{7f}\tü\nb"), "a\\u{1b}[31m\\r\\0\\u{7f}\tü\n    b");
     }
 
     #[test]

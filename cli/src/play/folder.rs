@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use crisp_proto::runtime::v1::PodSandbox;
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::{
+    io::Errno,
+    mount::{UnmountFlags, unmount},
+};
 
 use crate::manifest::Pod;
 
@@ -46,14 +49,11 @@ fn make(path: &Path, mode: u32) -> Result<()> {
 }
 
 impl Folder {
-    /// Makes the folder of a new pod.
+    /// Makes the folder of a new pod; all of it or nothing.
     pub(super) fn create(base: &Path, pod: &Pod, uid: &str, logs: Option<&Path>) -> Result<Self> {
         let base = std::path::absolute(base).with_context(|| format!("resolve {}", base.display()))?;
         let name = format!("{}{uid}", prefix(pod));
         let path = base.join(&name);
-        make(&path, 0o750)?;
-        let mark = path.join(MARK);
-        fs::write(&mark, uid).with_context(|| format!("write {}", mark.display()))?;
         let own = path.join("logs");
         let foreign =
             logs.map(|logs| std::path::absolute(logs).with_context(|| format!("resolve {}", logs.display())));
@@ -61,8 +61,20 @@ impl Folder {
             Some(logs) => Self { path, logs: logs.join(name), foreign_logs: true },
             None => Self { path, logs: own, foreign_logs: false },
         };
-        make(&folder.logs, 0o755)?;
-        Ok(folder)
+        match folder.fill(uid) {
+            Ok(()) => Ok(folder),
+            Err(error) => match folder.remove() {
+                Ok(()) => Err(error),
+                Err(also) => Err(error.context(format!("{} stays ({also:#})", folder.path.display()))),
+            },
+        }
+    }
+
+    fn fill(&self, uid: &str) -> Result<()> {
+        make(&self.path, 0o750)?;
+        let mark = self.path.join(MARK);
+        fs::write(&mark, uid).with_context(|| format!("write {}", mark.display()))?;
+        make(&self.logs, 0o755)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -183,8 +195,11 @@ pub(super) fn remove_all_of(base: &Path, pod: &Pod) -> Result<usize> {
 fn remove(path: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     for target in mounts_below(&mounts, path) {
-        unmount(&target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
-            .with_context(|| format!("unmount {}", target.display()))?;
+        match unmount(&target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH) {
+            // Who plays a pod and who takes it down may both be here; the look below tells whether it is done.
+            Err(Errno::INVAL | Errno::NOENT) => {}
+            other => other.with_context(|| format!("unmount {}", target.display()))?,
+        }
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     if let Some(target) = mounts_below(&mounts, path).first() {
@@ -277,6 +292,16 @@ mod tests {
         fs::write(folder.logs().join("x.log"), "x").unwrap();
         folder.remove().unwrap();
         assert!(logs.join("default_web_u/x.log").exists());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_leaves_nothing() {
+        let base = tempfile::tempdir().unwrap();
+        let (data, file) = (base.path().join("data"), base.path().join("file"));
+        fs::write(&file, "").unwrap();
+        let error = Folder::create(&data, &pod(), "u", Some(&file.join("x"))).unwrap_err();
+        assert!(format!("{error:#}").contains("file/x"), "{error:#}");
+        assert!(!data.exists());
     }
 
     #[test]

@@ -40,7 +40,7 @@ use end::End;
 /// Between two questions to the runtime.
 const INTERVAL: Duration = Duration::from_millis(250);
 /// Between two attempts to start something in a runtime that does not answer.
-const AWAY_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const AWAY_PAUSE: Duration = Duration::from_secs(1);
 
 /// How a pod ended (Kubernetes' names).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,7 +272,8 @@ impl Player<'_> {
         Ok(self.clients.runtime.clone().create_container(request).await.asked("create it")?.container_id)
     }
 
-    /// A run that could not be made: tried again later if the runtime is away, the end of it all otherwise.
+    /// A run that could not be made: tried again later if the runtime is away. Otherwise it counts as one that has ended,
+    /// or, if it is the first one, is the end of it all: what never worked is the manifest's fault.
     async fn not_started(&self, slot: &mut Slot<'_>, error: anyhow::Error) -> Result<Option<()>> {
         if endpoint::is_away(&error) {
             slot.unsure = true;
@@ -282,7 +283,11 @@ impl Player<'_> {
         if !self.is_ready().await? {
             return Ok(None);
         }
-        Err(error)
+        if slot.attempt == 0 {
+            return Err(error);
+        }
+        self.ended(slot, End::not_made(&error), Duration::ZERO);
+        Ok(Some(()))
     }
 
     /// Whether the sandbox is still there to make containers in.

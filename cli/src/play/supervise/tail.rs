@@ -1,7 +1,7 @@
 //! `crisp play --logs`: what a container writes, each line with the container's name in front.
 
 use std::{
-    io::{Write, stdout},
+    io::{Write, stderr, stdout},
     path::PathBuf,
 };
 
@@ -28,7 +28,8 @@ pub(super) async fn follow(clients: Clients, container: String, path: PathBuf, n
     let rest = prefixer.rest();
     let written = stdout().write_all(&rest).and_then(|()| stdout().flush());
     if let Err(error) = followed.and_then(|()| Ok(written?)) {
-        eprintln!("crisp: log of {name} ({}): {error:#}", path.display());
+        // Standard error may be gone as well.
+        let _ = writeln!(stderr(), "crisp: log of {name} ({}): {error:#}", path.display());
     }
 }
 
