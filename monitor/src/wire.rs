@@ -38,7 +38,8 @@ pub enum Call {
     /// Says who calls, and subscribes this connection to events. Answer: [`Answer::Pod`].
     #[prost(message, tag = "2")]
     Hello(Hello),
-    /// Starts the init of the pod's shared PID namespace. Fds: `[cgroup dir]`. Answer: [`Answer::Init`].
+    /// Starts the init of the pod's shared PID namespace. Fds: `[cgroup dir]`. Answer: [`Answer::Init`]. When it dies
+    /// after that, everything else in the pod is killed and the monitor ends once all exits are announced.
     #[prost(message, tag = "3")]
     StartInit(StartInit),
     /// Clones a container up to the point where only `execve` is missing.

@@ -375,27 +375,32 @@ fn the_init_of_a_shared_pid_namespace_reaps_orphans() {
 }
 
 #[test]
-fn containers_die_with_the_init_and_are_reported() {
-    let pod = Pod::start();
-    let mut daemon = pod.daemon();
-    let failure = daemon.refused_create("c0", &Spec::sh("").in_pid(PidNamespace::Pod));
-    assert!(is(&failure, FailureKind::Precondition), "{failure:?}");
-    let init = daemon.start_init();
-    let spec = Spec::sh("exec sleep 1000").in_pid(PidNamespace::Pod);
-    daemon.run("c1", &spec);
-    daemon.create("c2", &spec);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(init.pid), nix::sys::signal::Signal::SIGKILL).unwrap();
-    let exits = BTreeSet::from([(); 2].map(|()| match daemon.client.event().unwrap() {
-        Body::Exited(exit) => (exit.container, exit.code, exit.started_nanos > 0),
-        other => panic!("{other:?}"),
-    }));
-    assert_eq!(exits, BTreeSet::from([("c1".into(), 137, true), ("c2".into(), 137, false)]));
-    // The kernel lets the init go only after everybody else in its namespace was reaped.
-    until("the init is reaped", || daemon.hello().init.is_none());
-    let state = daemon.hello();
-    assert!(state.containers.iter().all(|container| container.exit.is_some()));
-    let failure = daemon.refused_create("c3", &spec);
-    assert!(is(&failure, FailureKind::Precondition), "{failure:?}");
+fn the_pod_dies_with_its_init_after_all_exits_are_reported() {
+    let mut pod = Pod::start();
+    {
+        let mut daemon = pod.daemon();
+        let failure = daemon.refused_create("c0", &Spec::sh("").in_pid(PidNamespace::Pod));
+        assert!(is(&failure, FailureKind::Precondition), "{failure:?}");
+        let init = daemon.start_init();
+        let spec = Spec::sh("exec sleep 1000");
+        daemon.run("own", &spec);
+        let spec = spec.in_pid(PidNamespace::Pod);
+        daemon.run("c1", &spec);
+        daemon.create("c2", &spec);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(init.pid), nix::sys::signal::Signal::SIGKILL)
+            .unwrap();
+        let exits = BTreeSet::from([(); 3].map(|()| match daemon.client.event().unwrap() {
+            Body::Exited(exit) => (exit.container, exit.code, exit.started_nanos > 0),
+            other => panic!("{other:?}"),
+        }));
+        let expected = [("own".into(), 137, true), ("c1".into(), 137, true), ("c2".into(), 137, false)];
+        assert_eq!(exits, BTreeSet::from(expected));
+        assert!(matches!(daemon.client.event(), Err(ClientError::Closed)));
+    }
+    assert!(pod.monitor.wait().unwrap().success());
+    for id in ["own", "c1", "c2"] {
+        assert_eq!(pod.record(id).map(|record| record.code), Some(137), "{id}");
+    }
 }
 
 #[test]

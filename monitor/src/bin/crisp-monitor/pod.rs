@@ -69,8 +69,17 @@ pub(crate) struct Pod {
     init: Option<Init>,
     pen: Pen,
     buffer: Vec<u8>,
-    /// The Shutdown that waits for the last process to be reaped.
-    ending: Option<Asker>,
+    /// Set when everything is to end: the monitor follows the last process that it reaps.
+    ending: Option<Ending>,
+}
+
+/// Why everything is to end.
+#[derive(Debug)]
+enum Ending {
+    /// This Shutdown, which is answered last.
+    Asked(Asker),
+    /// The pod's init has died.
+    InitDied,
 }
 
 impl Pod {
@@ -97,7 +106,7 @@ impl Pod {
         })
     }
 
-    /// Serves until a Shutdown is done.
+    /// Serves until a Shutdown is done, or everything has followed the pod's init.
     pub(crate) fn run(&mut self) -> Result<(), SysError> {
         let mut events = Vec::new();
         while !self.is_over() {
@@ -109,13 +118,13 @@ impl Pod {
             }
             self.drain_overdue();
         }
-        if let Some(asker) = self.ending.take() {
+        if let Some(Ending::Asked(asker)) = self.ending.take() {
             self.reply(asker, Body::Done(Done {}), Vec::new());
         }
         Ok(())
     }
 
-    /// Whether a Shutdown was asked for and nothing is left to reap.
+    /// Whether everything is to end and nothing is left to reap.
     fn is_over(&self) -> bool {
         self.ending.is_some()
             && self.init.is_none()

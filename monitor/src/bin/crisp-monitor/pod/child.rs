@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use crisp_monitor::wire::{Body, Done, ExecExit, Failure, FailureKind, StartedAt};
 use crisp_sys::{process, time};
 
-use super::Pod;
+use super::{Ending, Pod};
 use crate::cgroup;
 use crate::container::{Asker, Container, End, Phase};
 use crate::launched::{Launched, Said};
@@ -159,15 +159,24 @@ impl Pod {
         true
     }
 
-    /// The kernel kills what lives in the namespace of a dead init; those ends are reported one by one.
+    /// The kernel kills what lives in the namespace of a dead init; those ends are reported one by one. A pod whose
+    /// init was there and died can hold nothing any more that shares its namespace: it ends, as if a Shutdown with
+    /// kill had been asked for, and the daemon sees the end of the connection.
     pub(super) fn on_init_pid(&mut self, serial: u64) {
         while self.hear_init(serial) {}
         let Some(init) = self.init.as_mut().filter(|init| init.serial == serial) else { return };
         let Some(code) = init.process.reap(&self.poll) else { return };
         let Some(init) = self.init.take() else { return };
-        if let Some(asker) = init.asker {
-            let failure = init.process.failure().cloned();
-            self.refuse(asker, failure.unwrap_or_else(|| died("the pod's init", code)));
+        match init.asker {
+            Some(asker) => {
+                let failure = init.process.failure().cloned();
+                self.refuse(asker, failure.unwrap_or_else(|| died("the pod's init", code)));
+            }
+            None if self.ending.is_none() => {
+                self.kill_all();
+                self.ending = Some(Ending::InitDied);
+            }
+            None => {}
         }
     }
 }

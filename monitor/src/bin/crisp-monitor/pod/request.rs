@@ -7,7 +7,7 @@ use crisp_monitor::wire::{
     VERSION, WireError,
 };
 
-use super::Pod;
+use super::{Ending, Pod};
 use crate::cgroup;
 use crate::container::{Asker, Phase};
 use crate::refusal::{self, internal, refuse};
@@ -158,11 +158,19 @@ impl Pod {
 
     fn shutdown(&mut self, asker: Asker, call: Shutdown) -> Served {
         self.refuse_when_ending()?;
+        let alive = self.containers.values().find(|container| container.life.is_some());
+        if let Some(container) = alive.filter(|_| !call.kill) {
+            return Err(wrong_phase(&container.id, &container.phase, "shut down"));
+        }
+        self.kill_all();
+        self.ending = Some(Ending::Asked(asker));
+        Ok(None)
+    }
+
+    /// Kills everything that was launched; the ends are reported as they come.
+    pub(super) fn kill_all(&self) {
         for container in self.containers.values() {
             let Some(life) = &container.life else { continue };
-            if !call.kill {
-                return Err(wrong_phase(&container.id, &container.phase, "shut down"));
-            }
             let _ = life.process.signal(libc::SIGKILL);
             let _ = cgroup::kill(life.cgroup.as_fd());
         }
@@ -173,8 +181,6 @@ impl Pod {
         if let Some(init) = &self.init {
             let _ = init.process.signal(libc::SIGKILL);
         }
-        self.ending = Some(asker);
-        Ok(None)
     }
 
     fn root_fd(&mut self, id: &str) -> Served {
@@ -189,7 +195,12 @@ impl Pod {
 
     pub(super) fn refuse_when_ending(&self) -> Result<(), Failure> {
         match self.ending {
-            Some(_) => Err(refuse(FailureKind::Precondition, "the pod's monitor is shutting down")),
+            Some(Ending::Asked(_)) => {
+                Err(refuse(FailureKind::Precondition, "the pod's monitor is shutting down"))
+            }
+            Some(Ending::InitDied) => {
+                Err(refuse(FailureKind::Precondition, "the pod's init has died, and the pod ends with it"))
+            }
             None => Ok(()),
         }
     }
