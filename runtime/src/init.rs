@@ -203,6 +203,7 @@ fn prepare(errand: &Errand<'_>) -> Result<(), Failure> {
     }
     voice.step(Step::Descriptors, || {
         for (fd, number) in errand.stdio.iter().zip(0..) {
+            give_pipe(*fd, task.uid)?;
             process::dup_onto_standard(*fd, number)?;
         }
         Ok(())
@@ -237,6 +238,15 @@ pub(crate) fn reset(voice: &Voice<'_>) -> Result<(), Failure> {
             answer => answer,
         }
     })
+}
+
+/// Lets the user of the process open /dev/stdin, /dev/stdout and /dev/stderr anew, which is what programs and shells
+/// do: a pipe belongs to root, with mode 0600. Nothing but a pipe may change hands: /dev/null is everybody's.
+fn give_pipe(fd: BorrowedFd<'_>, uid: u32) -> Result<(), Errno> {
+    if path::stat(fd, c"")?.kind() != libc::S_IFIFO {
+        return Ok(());
+    }
+    path::fchownat(fd, c"", uid, u32::MAX)
 }
 
 /// Closes every descriptor from 3 on, except one or two. What is still owned by a variable of this copy of the

@@ -72,9 +72,10 @@ pub fn symlinkat(target: &CStr, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), 
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }.into()).map(drop)
 }
 
-/// `fchownat(2)` of a name in `dir`, which is not followed.
+/// `fchownat(2)` of a name in `dir`, which is not followed; an empty name means `dir` itself, and an id of `u32::MAX`
+/// stays as it is.
 pub fn fchownat(dir: BorrowedFd<'_>, name: &CStr, uid: u32, gid: u32) -> Result<(), Errno> {
-    let flags = libc::AT_SYMLINK_NOFOLLOW;
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
     // SAFETY: `name` is NUL-terminated.
     check(unsafe { libc::fchownat(dir.as_raw_fd(), name.as_ptr(), uid, gid, flags) }.into()).map(drop)
 }
