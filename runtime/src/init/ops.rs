@@ -162,6 +162,12 @@ fn attach_source(root: BorrowedFd<'_>, attach: &AttachAt, fds: &[OwnedFd]) -> Re
     } else {
         make_file(root, attach)?
     };
+    // A link in the image may lead into proc, where a mount would hide the kernel's files from what relies on them
+    // (CVE-2019-16884, CVE-2025-52881). Only a plan that names proc means it.
+    let means_proc = matches!(attach.path.to_bytes(), b"/proc" | [b'/', b'p', b'r', b'o', b'c', b'/', ..]);
+    if !means_proc && path::fs_magic(target.as_fd())? == libc::PROC_SUPER_MAGIC as u64 {
+        return Err(Errno::EXDEV);
+    }
     mount::move_mount(source, target.as_fd())
 }
 
