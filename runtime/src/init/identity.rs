@@ -16,13 +16,17 @@ pub(crate) fn assume(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
         voice.at(Step::Rlimit, index, || process::set_rlimit(limit.resource, limit.soft, limit.hard))?;
     }
     voice.step(Step::WorkingDirectory, || make_working_directory(task))?;
+    // An image may name a directory that only root may enter, as 0700 /root: a program started there may still work.
+    let entered = enter_working_directory(task).is_ok();
     let caps = &task.capabilities;
     voice.step(Step::BoundingSet, || process::drop_bounding(caps.bounding))?;
     voice.step(Step::Groups, || process::setgroups(&task.groups))?;
     voice.step(Step::Gid, || process::setresgid(task.gid))?;
     voice.step(Step::Uid, || {
         process::prctl(libc::PR_SET_KEEPCAPS, 1, 0)?;
-        process::setresuid(task.uid)
+        process::setresuid(task.uid)?;
+        // The change has made this copy of the monitor what fs.suid_dumpable says; execve makes the program dumpable.
+        process::prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
     })?;
     voice.step(Step::Capabilities, || {
         process::capset(caps.effective, caps.permitted, caps.inheritable)?;
@@ -34,7 +38,10 @@ pub(crate) fn assume(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
         voice.step(Step::NoNewPrivs, || process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop))?;
     }
     process::umask(task.umask);
-    voice.step(Step::WorkingDirectory, || enter_working_directory(task))
+    voice.step(Step::WorkingDirectory, || match enter_working_directory(task) {
+        Err(Errno::EACCES) if entered && path::cwd_is_inside_root()? => Ok(()),
+        answer => answer,
+    })
 }
 
 fn root() -> Result<OwnedFd, Errno> {
@@ -47,8 +54,8 @@ fn make_working_directory(task: &Task) -> Result<(), Errno> {
     path::mkdir_all(root.as_fd(), task.cwd.to_bytes(), 0o755).map(drop)
 }
 
-/// As the user: no permission, no start. Magic links are refused, and the result is checked, so that no descriptor
-/// of the host can become the working directory (CVE-2024-21626).
+/// With the permissions that this process has now. Magic links are refused, and the result is checked, so that no
+/// descriptor of the host can become the working directory (CVE-2024-21626).
 fn enter_working_directory(task: &Task) -> Result<(), Errno> {
     let root = root()?;
     let dir = path::open_in_root(root.as_fd(), &task.cwd, libc::O_PATH | libc::O_DIRECTORY, 0)?;

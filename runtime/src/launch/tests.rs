@@ -153,16 +153,64 @@ fn a_step_that_fails_is_named_with_its_object() {
     assert_eq!(add("b", bad_option), "mount /tmp (tmpfs): invalid argument");
     let directory_on_file = json!({"destination": "/bin/busybox", "type": "bind", "source": "/tmp"});
     assert_eq!(add("c", directory_on_file), "mount /bin/busybox (bind): not a directory");
-    let cwd = |spec: &mut serde_json::Value| {
-        spec["process"]["cwd"] = json!("/closed/inner");
-        spec["process"]["user"] = json!({"uid": 7, "gid": 7});
+}
+
+#[test]
+fn a_working_directory_that_only_root_or_only_the_user_may_enter_will_do() {
+    let place = Place::new("workdir");
+    for (name, owner) in [("root", 0), ("user", 7)] {
+        let (root, path) = rootfs();
+        let closed = path.join("closed");
+        std::fs::create_dir_all(closed.join("inner")).unwrap();
+        std::os::unix::fs::chown(&closed, Some(owner), None).unwrap();
+        std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let prepared = place.container(root, "readlink /proc/$$/cwd", |spec| {
+            spec["process"]["cwd"] = json!("/closed/inner");
+            spec["process"]["user"] = json!({"uid": 7, "gid": 7});
+            spec["process"]["capabilities"] = json!({});
+        });
+        let finished = run(&prepared, &place.cgroup(name));
+        assert!(finished.output.starts_with("/closed/inner\n"), "{name}: {finished:?}");
+    }
+}
+
+#[test]
+fn standard_streams_can_be_opened_by_their_user() {
+    let place = Place::new("streams");
+    let as_user = |spec: &mut serde_json::Value| {
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
         spec["process"]["capabilities"] = json!({});
     };
-    let (root, path) = rootfs();
-    std::fs::create_dir_all(path.join("closed/inner")).unwrap();
-    std::fs::set_permissions(path.join("closed"), std::fs::Permissions::from_mode(0o700)).unwrap();
-    let text = failure(&place.container(root, "", cwd), &place.cgroup("d"));
-    assert_eq!(text, "working directory /closed/inner: permission denied");
+    let script = "echo out > /dev/stdout; echo err > /dev/stderr; stat -c '%u %a' /dev/null";
+    let finished = run(&place.container(rootfs().0, script, as_user), &place.cgroup("web"));
+    assert_eq!(finished.output, "out\nerr\n0 666\n");
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/dev/null").unwrap()), 0);
+}
+
+#[test]
+fn a_link_in_an_image_puts_no_mount_into_proc() {
+    let place = Place::new("inproc");
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("file"), "ours").unwrap();
+    let attach = |spec: &mut serde_json::Value, target: &str, source: std::path::PathBuf| {
+        let mount = json!({"destination": target, "type": "bind", "source": source, "options": ["bind"]});
+        spec["mounts"].as_array_mut().unwrap().push(mount);
+    };
+    for (name, link, target, source) in [
+        ("file", "/proc/version", "/link", source.path().join("file")),
+        ("dir", "/proc/sys", "/link", source.path().to_owned()),
+        ("below", "/proc", "/link/sys", source.path().to_owned()),
+    ] {
+        let (root, path) = rootfs();
+        symlink(link, path.join("link")).unwrap();
+        let prepared = place.container(root, "", |spec| attach(spec, target, source));
+        let text = failure(&prepared, &place.cgroup(name));
+        assert_eq!(text, format!("mount {target} (bind): cross-device link"));
+    }
+    let prepared = place.container(rootfs().0, "cat /proc/cpuinfo", |spec| {
+        attach(spec, "/proc/cpuinfo", source.path().join("file"));
+    });
+    assert_eq!(run(&prepared, &place.cgroup("meant")).output, "ours");
 }
 
 #[test]
