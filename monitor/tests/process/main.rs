@@ -472,6 +472,20 @@ fn only_root_is_served() {
 }
 
 #[test]
+fn the_limit_of_open_files_is_raised_for_the_monitor_alone() {
+    let pod = Pod::start_after("ulimit -S -n 300; ulimit -H -n 700");
+    let mut daemon = pod.daemon();
+    let limits = std::fs::read_to_string(pod.proc("limits")).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(line.split_ascii_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["700", "700"]);
+    daemon.run("c1", &Spec::sh("ulimit -S -n; ulimit -H -n; exec sleep 1000"));
+    let (_, stdout, _) = daemon.exec("c1", "e1", &["/bin/sh", "-c", "ulimit -S -n; ulimit -H -n"]).unwrap();
+    assert_eq!(read_all(stdout), "300\n700\n");
+    until("the container has said its limits", || pod.log("c1").len() == 2);
+    assert_eq!(written(&pod.log("c1"), "stdout"), b"300\n700\n");
+}
+
+#[test]
 fn a_monitor_without_descriptors_turns_connections_away_and_recovers() {
     let pod = Pod::start();
     let mut daemon = pod.daemon();

@@ -136,6 +136,16 @@ impl Prepared {
         Ok(Self { plan: Arc::new(plan), ready: Ready { ops, task, fds, cgroup_namespace } })
     }
 
+    /// A limit that the program gets unless the plan sets that one: for a launching process that has raised its own
+    /// and must not hand that on.
+    pub fn limit_by_default(&mut self, limit: Rlimit) {
+        let limits = &mut self.ready.task.rlimits;
+        if limits.iter().all(|planned| planned.resource != limit.resource) {
+            // Behind those of the plan, whose places reports of failures name.
+            limits.push(limit);
+        }
+    }
+
     /// The container's root mount, for exec look-ups; the other descriptors are closed. `None` for an exec.
     pub fn into_root(self) -> Option<OwnedFd> {
         self.ready.fds.into_iter().next()

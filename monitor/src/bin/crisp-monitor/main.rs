@@ -33,8 +33,9 @@ fn main() -> ExitCode {
         }
     };
     let served = process::settle(&listener)
+        .and_then(|()| process::raise_open_files())
         .map_err(|_| ())
-        .and_then(|()| pod::Pod::new(listener).map_err(|_| ()))
+        .and_then(|open_files| pod::Pod::new(listener, open_files).map_err(|_| ()))
         .and_then(|mut pod| pod.run().map_err(|_| ()));
     match served {
         Ok(()) => ExitCode::SUCCESS,

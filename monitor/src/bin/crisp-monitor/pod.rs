@@ -57,6 +57,8 @@ struct Init {
 #[derive(Debug)]
 pub(crate) struct Pod {
     poll: Poll,
+    /// The soft limit of open files that the daemon had, for what is launched.
+    open_files: u64,
     listener: OwnedFd,
     /// See [`Pod::turn_away`].
     spare: Option<OwnedFd>,
@@ -83,8 +85,9 @@ enum Ending {
 }
 
 impl Pod {
-    /// A pod served on `listener`, a listening `SOCK_SEQPACKET` socket that does not block.
-    pub(crate) fn new(listener: OwnedFd) -> Result<Self, SysError> {
+    /// A pod served on `listener`, a listening `SOCK_SEQPACKET` socket that does not block. What is launched may
+    /// have `open_files` files open (its soft limit), unless its plan says otherwise.
+    pub(crate) fn new(listener: OwnedFd, open_files: u64) -> Result<Self, SysError> {
         let poll = Poll::new()?;
         poll.add(&listener, Token::new(Kind::Listener, 0).pack(), Interest::Read)?;
         let spare = listener.try_clone().ok();
@@ -92,6 +95,7 @@ impl Pod {
         poll.add(&children, Token::new(Kind::Children, 0).pack(), Interest::Read)?;
         Ok(Pod {
             poll,
+            open_files,
             listener,
             spare,
             children,

@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use crisp_runtime::plan::Rlimit;
 use crisp_sys::{fd, process};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
@@ -45,6 +47,21 @@ pub(crate) fn listener() -> Result<OwnedFd, SettleError> {
     }
     // At 3 or above, and not inherited: 0 to 2 become /dev/null.
     stdin.as_fd().try_clone_to_owned().map_err(SettleError::Duplicate)
+}
+
+/// Raises the soft limit of open files to the hard one: what a pod with many containers needs must not depend on how
+/// the daemon was started. Returns the soft limit as it was, which is what containers get.
+pub(crate) fn raise_open_files() -> Result<u64, SettleError> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(call("getrlimit"))?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(call("setrlimit"))?;
+    Ok(soft)
+}
+
+/// The limit of open files with the soft limit `soft`. The hard one stays as it is now: raising it back after
+/// somebody has lowered it takes a privilege.
+pub(crate) fn open_files(soft: u64) -> Result<Rlimit, Errno> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(Rlimit { resource: Resource::RLIMIT_NOFILE as u32, soft: soft.min(hard), hard })
 }
 
 /// Becomes a process of its own: no terminal, no descriptors, no signals, no core, no directory of anybody's.

@@ -12,7 +12,8 @@ use crate::cgroup;
 use crate::container::{Asker, Container, Life, Phase};
 use crate::launched::Launched;
 use crate::log::ContainerLog;
-use crate::refusal::{self, refuse};
+use crate::process;
+use crate::refusal::{self, internal, refuse};
 use crate::stdio;
 use crate::token::{Kind, Token};
 
@@ -51,8 +52,7 @@ impl Pod {
         let Some(Ok(root)) = mounts.first().map(OwnedFd::try_clone) else {
             return Err(refuse(FailureKind::Invalid, "create: no root mount came along"));
         };
-        let prepared = Prepared::decode(plan.as_fd(), mounts)
-            .map_err(|error| refuse(FailureKind::Invalid, refusal::chain(&error)))?;
+        let prepared = self.prepare(&plan, mounts)?;
         let log = open_log(&call)?;
         let (stdio, pipes) = stdio::container(call.stdin).map_err(|error| sys_failure("stdio", &error))?;
         let oom_kills = cgroup::oom_kills(cgroup.as_fd());
@@ -82,6 +82,14 @@ impl Pod {
         };
         self.containers.insert(serial, container);
         Ok(None)
+    }
+
+    fn prepare(&self, plan: &OwnedFd, mounts: Vec<OwnedFd>) -> Result<Prepared, Failure> {
+        let mut prepared = Prepared::decode(plan.as_fd(), mounts)
+            .map_err(|error| refuse(FailureKind::Invalid, refusal::chain(&error)))?;
+        let limit = process::open_files(self.open_files).map_err(|errno| internal("getrlimit", errno))?;
+        prepared.limit_by_default(limit);
+        Ok(prepared)
     }
 
     fn check_create(&self, call: &Create) -> Result<PidNamespace, Failure> {
@@ -136,8 +144,7 @@ impl Pod {
             return Err(wrong_phase(&call.container, &container.phase, "exec"));
         };
         let [plan, cgroup, stdin, stdout, stderr] = exactly(fds, "exec")?;
-        let prepared = Prepared::decode(plan.as_fd(), Vec::new())
-            .map_err(|error| refuse(FailureKind::Invalid, refusal::chain(&error)))?;
+        let prepared = self.prepare(&plan, Vec::new())?;
         let stdio = Stdio { stdin, stdout, stderr };
         let Some(target) = life.process.pidfd() else {
             return Err(wrong_phase(&call.container, &container.phase, "exec"));
