@@ -16,7 +16,7 @@ mod stats;
 pub use error::CgroupError;
 pub use limits::{Resources, weight};
 pub use path::CgroupPath;
-pub use stats::{CgroupStats, CpuStat, IoStat, MemoryStat, Pressure, PressureLine};
+pub use stats::{CgroupStats, CpuStat, IoStat, MemoryEvents, MemoryStat, Pressure, PressureLine};
 
 use crisp_sys::path::{OFlag, fs_magic};
 use crisp_sys::{Errno, SysError};

@@ -85,6 +85,24 @@ impl Cgroups {
         self.hierarchy.open_cgroup(&CgroupPath::new(path)?)
     }
 
+    /// The processes in the cgroup `path` and in those below it: what was exec'd sits in one of its own.
+    ///
+    /// # Errors
+    /// It is no path of a cgroup. One that goes away meanwhile has no processes.
+    pub fn processes(&self, path: &str) -> Result<Vec<i32>, CgroupError> {
+        let mut found = Vec::new();
+        let mut left = vec![CgroupPath::new(path)?];
+        while let Some(path) = left.pop() {
+            let processes = self.hierarchy.open_cgroup(&path).and_then(|cgroup| cgroup.processes());
+            // 0 stands for a process outside of this PID namespace.
+            found.extend(processes.unwrap_or_default().into_iter().filter(|pid| *pid > 0));
+            for name in self.hierarchy.list(&path).unwrap_or_default() {
+                left.push(path.join(&name)?);
+            }
+        }
+        Ok(found)
+    }
+
     /// Removes the cgroup `path` and those below it; waits for killed processes to be gone. Not there: fine.
     ///
     /// # Errors

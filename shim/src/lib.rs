@@ -9,6 +9,7 @@ pub mod config;
 pub mod container;
 pub mod convert;
 pub mod error;
+pub mod events;
 pub mod id;
 pub mod link;
 pub mod node;
@@ -65,7 +66,10 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
                 .max_encoding_message_size(MESSAGE_BYTES),
         )
         .add_service(AdminServer::new(Administration { node: node.clone() }))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
+            shutdown.await;
+            node.events.close();
+        })
         .await
         .stage("serve");
     let _ = fs::remove_file(&path);

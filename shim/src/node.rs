@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     convert::sandbox::{self, SandboxPlan},
     error::{Class, RequestError, Stage},
+    events::Events,
     id::{self, Id},
     pod::{Pod, SandboxOp, actor::Actor, build::BuildInput},
     record::{self, ContainerRecord, SandboxPhase, SandboxRecord, StateDir},
@@ -56,6 +57,8 @@ pub struct Node {
     pub monitor: PathBuf,
     /// Capabilities that this process, and so a monitor and its containers, can have at most.
     pub held_capabilities: u64,
+    /// Who is told what happens.
+    pub events: Events,
     index: RwLock<Index>,
 }
 
@@ -97,6 +100,7 @@ impl Node {
             cgroups: parts.cgroups,
             monitor: parts.monitor,
             held_capabilities: parts.held_capabilities,
+            events: Events::default(),
             index: RwLock::default(),
         })
     }

@@ -29,6 +29,7 @@ use crisp_proto::runtime::v1 as cri;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    convert::status,
     error::{Class, RequestError},
     id::Id,
     link::Link,
@@ -69,6 +70,8 @@ pub enum Command {
     Sandbox(SandboxOp, Reply),
     /// Make a container; the id comes back.
     Create(Box<cri::ContainerConfig>, oneshot::Sender<Result<Id, RequestError>>),
+    /// Take note of the pod's own resources.
+    Resources(Box<cri::UpdatePodSandboxResourcesRequest>, Reply),
     /// See [`ContainerOp`].
     Container(Id, ContainerOp, Reply),
     /// Work has ended.
@@ -84,6 +87,15 @@ pub struct View {
     pub containers: BTreeMap<Id, Arc<ContainerRecord>>,
     /// The connection to its monitor, while there is one.
     pub link: Option<Link>,
+}
+
+impl View {
+    /// The pod in CRI's words: the sandbox, and all its containers.
+    #[must_use]
+    pub fn statuses(&self) -> (cri::PodSandboxStatus, Vec<cri::ContainerStatus>) {
+        let containers = self.containers.values().map(|record| status::container_status(record));
+        (status::sandbox_status(&self.sandbox), containers.collect())
+    }
 }
 
 /// Handle of a pod.
@@ -131,6 +143,19 @@ impl Pod {
     pub async fn sandbox_op(&self, op: SandboxOp) -> Result<(), RequestError> {
         let (reply, end) = oneshot::channel();
         self.send(Command::Sandbox(op, reply))?;
+        end.await.map_err(|_| self.gone())?
+    }
+
+    /// Takes note of what the client made of the pod's cgroup; a field that it leaves out stays as it was.
+    ///
+    /// # Errors
+    /// The sandbox is being made, or its record cannot be written; `NotFound` when the pod has gone meanwhile.
+    pub async fn update_resources(
+        &self,
+        wanted: cri::UpdatePodSandboxResourcesRequest,
+    ) -> Result<(), RequestError> {
+        let (reply, end) = oneshot::channel();
+        self.send(Command::Resources(Box::new(wanted), reply))?;
         end.await.map_err(|_| self.gone())?
     }
 

@@ -88,7 +88,7 @@ pub struct SandboxRecord {
     pub phase: SandboxPhase,
     /// Nanoseconds since the epoch.
     pub created_nanos: i64,
-    /// As the client sent it.
+    /// As the client sent it; `linux.overhead` and `linux.resources` are what it said last.
     pub config: cri::PodSandboxConfig,
     /// As the client sent it.
     pub runtime_handler: String,

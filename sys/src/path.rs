@@ -154,6 +154,30 @@ pub fn fs_magic(fd: impl AsFd) -> Result<u64, SysError> {
     raw::path::fs_magic(fd.as_fd()).on("fstatfs", String::new)
 }
 
+/// How large a file system is, and what is left of it (statvfs(3)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FsSpace {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Inodes it can have; 0 where there is no such limit.
+    pub inodes: u64,
+    /// Of them unused.
+    pub inodes_free: u64,
+}
+
+/// The size of the file system that a descriptor is on.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn fs_space(fd: impl AsFd) -> Result<FsSpace, SysError> {
+    let space = nix::sys::statvfs::fstatvfs(fd).on("fstatvfs", String::new)?;
+    Ok(FsSpace {
+        bytes: space.blocks().saturating_mul(space.fragment_size()),
+        inodes: space.files(),
+        inodes_free: space.files_free(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

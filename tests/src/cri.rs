@@ -96,11 +96,66 @@ calls! {
     runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
     runtime.pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
     runtime.list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
+    runtime.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
+    runtime.list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
+    runtime.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
     image.list_images(ListImagesRequest) -> ListImagesResponse;
     image.image_status(ImageStatusRequest) -> ImageStatusResponse;
     image.pull_image(PullImageRequest) -> PullImageResponse;
     image.remove_image(RemoveImageRequest) -> RemoveImageResponse;
     image.image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
+}
+
+macro_rules! streams {
+    ($($service:ident . $name:ident ( $request:ident ) -> $response:ident;)*) => {
+        impl Cri {
+            $(
+                /// All messages of the CRI method of this name, which ends by itself.
+                ///
+                /// # Errors
+                /// The daemon's answer, or the transport's failure.
+                pub fn $name(&self, request: cri::$request) -> Reply<Vec<cri::$response>> {
+                    let mut client = self.$service.clone();
+                    self.executor.block_on(async {
+                        let mut stream = client.$name(Request::new(request)).await?.into_inner();
+                        let mut messages = Vec::new();
+                        while let Some(message) = stream.message().await? {
+                            messages.push(message);
+                        }
+                        Ok(messages)
+                    })
+                }
+            )*
+        }
+    };
+}
+
+streams! {
+    runtime.stream_pod_sandboxes(StreamPodSandboxesRequest) -> StreamPodSandboxesResponse;
+    runtime.stream_containers(StreamContainersRequest) -> StreamContainersResponse;
+    runtime.stream_container_stats(StreamContainerStatsRequest) -> StreamContainerStatsResponse;
+    runtime.stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse;
+    runtime.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse;
+    image.stream_images(StreamImagesRequest) -> StreamImagesResponse;
+}
+
+/// The events of a daemon from when this was made.
+#[derive(Debug)]
+pub struct Events {
+    executor: Arc<Runtime>,
+    stream: tonic::Streaming<cri::ContainerEventResponse>,
+}
+
+impl Events {
+    /// The next event; `None` when the daemon has ended the stream.
+    ///
+    /// # Errors
+    /// The stream broke, or there is no event within [`CALL_LIMIT`].
+    pub fn receive(&mut self) -> Result<Option<cri::ContainerEventResponse>> {
+        let next =
+            self.executor.block_on(async { tokio::time::timeout(CALL_LIMIT, self.stream.message()).await });
+        Ok(next.context("no event")??)
+    }
 }
 
 /// What a process run by ExecSync said.
@@ -129,6 +184,16 @@ impl Cri {
         let (runtime, image) = clients(channel(socket));
         drop(entered);
         Ok(Self { executor: Arc::new(executor), runtime, image })
+    }
+
+    /// Begins to listen to events.
+    ///
+    /// # Errors
+    /// The daemon's answer.
+    pub fn events(&self) -> Reply<Events> {
+        let mut client = self.runtime.clone();
+        let reply = self.executor.block_on(client.get_container_events(cri::GetEventsRequest {}))?;
+        Ok(Events { executor: self.executor.clone(), stream: reply.into_inner() })
     }
 
     /// Runs a sandbox and returns its id.

@@ -23,6 +23,8 @@ pub struct CgroupStats {
     pub swap_max: Option<u64>,
     /// `memory.stat`.
     pub memory: Option<MemoryStat>,
+    /// `memory.events`.
+    pub memory_events: Option<MemoryEvents>,
     /// `pids.current`.
     pub pids_current: Option<u64>,
     /// `pids.max`; `None` also when there is no limit.
@@ -77,6 +79,15 @@ pub struct MemoryStat {
     pub pgfault: u64,
     /// Of them with I/O.
     pub pgmajfault: u64,
+}
+
+/// The part of `memory.events` that somebody shows. Counts the cgroups below, too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryEvents {
+    /// How often an allocation was about to go over `memory.max`.
+    pub max: u64,
+    /// Processes that the OOM killer has killed.
+    pub oom_kill: u64,
 }
 
 /// One line of `io.stat`.
@@ -134,6 +145,7 @@ pub(super) fn read(dir: BorrowedFd<'_>, location: &Path) -> Result<CgroupStats, 
         swap_current: number("memory.swap.current")?,
         swap_max: number("memory.swap.max")?,
         memory: text("memory.stat")?.as_deref().map(memory),
+        memory_events: text("memory.events")?.as_deref().map(memory_events),
         pids_current: number("pids.current")?,
         pids_max: number("pids.max")?,
         io: text("io.stat")?.as_deref().map(io),
@@ -169,6 +181,11 @@ fn memory(text: &str) -> MemoryStat {
         pgfault: value("pgfault"),
         pgmajfault: value("pgmajfault"),
     }
+}
+
+fn memory_events(text: &str) -> MemoryEvents {
+    let value = |key| files::value(text, key).unwrap_or_default();
+    MemoryEvents { max: value("max"), oom_kill: value("oom_kill") }
 }
 
 fn io(text: &str) -> Vec<IoStat> {
@@ -228,6 +245,12 @@ mod tests {
         let stats = io(text);
         assert_eq!(stats.len(), 2);
         assert_eq!((stats[0].wbytes, stats[0].wios, stats[1].major), (4096, 3, 253));
+    }
+
+    #[test]
+    fn an_oom_kill_is_not_an_oom() {
+        let events = memory_events("low 0\nhigh 0\nmax 3\noom 2\noom_kill 1\noom_group_kill 7\n");
+        assert_eq!(events, MemoryEvents { max: 3, oom_kill: 1 });
     }
 
     #[test]

@@ -21,7 +21,8 @@ use crate::{
     id::Id,
     link::{Event, Link},
     node::Node,
-    record::{self, ContainerRecord, PodDir, SandboxRecord},
+    record::{self, ContainerPhase, ContainerRecord, PodDir, SandboxRecord},
+    time::now_nanos,
 };
 
 /// What work brought.
@@ -166,7 +167,7 @@ impl Actor {
             .containers
             .values()
             .map(|record| {
-                let ended = matches!(record.phase, record::ContainerPhase::Exited(_));
+                let ended = matches!(record.phase, ContainerPhase::Exited(_));
                 (record.id.clone(), Container::new(container_key(&record.config), ended))
             })
             .collect();
@@ -212,6 +213,9 @@ impl Actor {
         match command {
             Command::Sandbox(op, reply) => self.submit_sandbox(op, reply),
             Command::Create(config, reply) => self.create(*config, reply),
+            Command::Resources(wanted, reply) => {
+                let _ = reply.send(self.note_resources(*wanted));
+            }
             Command::Container(id, op, reply) => self.submit_container(&id, op, reply),
             Command::Done(done) => self.done(done),
         }
@@ -236,6 +240,21 @@ impl Actor {
         tokio::spawn(async move {
             // Nobody listens any more only when the pod is gone.
             let _ = own.send(Command::Done(work.await));
+        });
+    }
+
+    /// Tells who listens what has happened to a container or, by the pod's own id, to the sandbox. Called after
+    /// the change: what is told with it is the pod as it is then.
+    fn tell(&self, id: &Id, kind: cri::ContainerEventType) {
+        self.node.events.tell(|| {
+            let (sandbox, containers_statuses) = self.pod.view().statuses();
+            cri::ContainerEventResponse {
+                container_id: id.to_string(),
+                container_event_type: kind.into(),
+                created_at: now_nanos(),
+                pod_sandbox_status: Some(sandbox),
+                containers_statuses,
+            }
         });
     }
 

@@ -1,12 +1,12 @@
 //! ImageService.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use crisp_image::{AuthFields, Credentials, ErrorKind, Image, PullError, PullOptions, Reference};
 use crisp_proto::runtime::v1::{self as cri, image_service_server::ImageService};
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use super::stream::{Items, pieces};
 use crate::{
     error::{Class, RequestError, Stage, chain},
     node::Node,
@@ -41,6 +41,16 @@ pub fn to_cri(image: &Image) -> cri::Image {
         spec: Some(cri::ImageSpec { image: first, ..Default::default() }),
         pinned: image.pinned,
     }
+}
+
+/// All images, or the one that the filter names, if it is here.
+fn list(node: &Node, filter: Option<cri::ImageFilter>) -> Vec<cri::Image> {
+    let spec = filter.and_then(|filter| filter.image).filter(|spec| !spec.image.is_empty());
+    let images = match spec {
+        Some(spec) => node.store.get(&spec.image).ok().flatten().into_iter().collect(),
+        None => node.store.list(),
+    };
+    images.iter().map(|image| to_cri(image)).collect()
 }
 
 fn wanted(spec: Option<cri::ImageSpec>) -> Result<String, RequestError> {
@@ -131,14 +141,8 @@ fn verbose(image: &Image) -> serde_json::Value {
 #[tonic::async_trait]
 impl ImageService for Images {
     async fn list_images(&self, request: Request<cri::ListImagesRequest>) -> Answer<cri::ListImagesResponse> {
-        let filter = request.into_inner().filter.and_then(|filter| filter.image);
-        let images = match filter.filter(|spec| !spec.image.is_empty()) {
-            Some(spec) => self.node.store.get(&spec.image).ok().flatten().into_iter().collect(),
-            None => self.node.store.list(),
-        };
-        Ok(Response::new(cri::ListImagesResponse {
-            images: images.iter().map(|image| to_cri(image)).collect(),
-        }))
+        let images = list(&self.node, request.into_inner().filter);
+        Ok(Response::new(cri::ListImagesResponse { images }))
     }
 
     async fn image_status(
@@ -191,9 +195,13 @@ impl ImageService for Images {
         }))
     }
 
-    type StreamImagesStream = Pin<Box<dyn Stream<Item = Result<cri::StreamImagesResponse, Status>> + Send>>;
+    type StreamImagesStream = Items<cri::StreamImagesResponse>;
 
-    async fn stream_images(&self, _: Request<cri::StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        Err(Status::unimplemented("StreamImages is not implemented by crisp yet"))
+    async fn stream_images(
+        &self,
+        request: Request<cri::StreamImagesRequest>,
+    ) -> Answer<Self::StreamImagesStream> {
+        let images = list(&self.node, request.into_inner().filter);
+        Ok(Response::new(pieces(images, |images| cri::StreamImagesResponse { images })))
     }
 }

@@ -40,6 +40,7 @@ pub(super) fn status(node: &Node) -> HashMap<String, String> {
 pub(super) fn sandbox(node: &Node, view: &View) -> HashMap<String, String> {
     let record = &view.sandbox;
     let pins = build::pins(node, record);
+    let linux = record.config.linux.as_ref();
     let alive = record.phase == SandboxPhase::Ready;
     one(
         "info",
@@ -53,6 +54,8 @@ pub(super) fn sandbox(node: &Node, view: &View) -> HashMap<String, String> {
             "utsNamespace": pins.uts,
             "netNamespaceClosed": !alive,
             "network": record.network,
+            "overhead": linux.and_then(|linux| linux.overhead.as_ref()),
+            "resources": linux.and_then(|linux| linux.resources.as_ref()),
             "config": record.config,
             "runtimeType": "crisp",
         }),

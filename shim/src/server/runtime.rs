@@ -1,25 +1,26 @@
 //! RuntimeService.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use crisp_proto::runtime::v1::{self as cri, runtime_service_server::RuntimeService};
-use tokio_stream::Stream;
+use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status};
 
-use super::{info, stats, status::absent_is_fine};
+use super::{
+    about, info, list, metrics, stats,
+    status::absent_is_fine,
+    stream::{Items, pieces},
+};
 use crate::{
     container::exec,
     convert::status as convert,
     error::RequestError,
     id::Id,
     node::Node,
-    pod::{ContainerOp, Pod, SandboxOp},
+    pod::{ContainerOp, SandboxOp},
     record::ContainerPhase,
     time::now_nanos,
 };
-
-/// The name that Kubernetes shows: `crisp://<container id>`.
-pub const RUNTIME_NAME: &str = "crisp";
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -29,7 +30,6 @@ pub struct Runtime {
 }
 
 type Answer<T> = Result<Response<T>, Status>;
-type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 fn ok<T>(message: T) -> Answer<T> {
     Ok(Response::new(message))
@@ -59,71 +59,30 @@ impl Runtime {
         let (pod, record) = self.node.container(wanted)?;
         pod.container_op(&record.id, op).await
     }
-
-    fn sandbox_statuses(pod: &Pod) -> (cri::PodSandboxStatus, Vec<cri::ContainerStatus>) {
-        let view = pod.view();
-        let containers = view.containers.values().map(|record| convert::container_status(record)).collect();
-        (convert::sandbox_status(&view.sandbox), containers)
-    }
 }
 
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
     async fn version(&self, _: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
-        ok(cri::VersionResponse {
-            version: "0.1.0".to_owned(),
-            runtime_name: RUNTIME_NAME.to_owned(),
-            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
-            runtime_api_version: "v1".to_owned(),
-        })
+        ok(about::version())
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
-        let ready = |kind: &str| cri::RuntimeCondition {
-            r#type: kind.to_owned(),
-            status: true,
-            reason: String::new(),
-            message: String::new(),
-        };
-        let features =
-            cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
-        let handler = cri::RuntimeHandler { name: String::new(), features: Some(features) };
-        let verbose = request.into_inner().verbose;
-        ok(cri::StatusResponse {
-            status: Some(cri::RuntimeStatus {
-                conditions: vec![ready("RuntimeReady"), ready("NetworkReady")],
-            }),
-            info: if verbose { info::status(&self.node) } else { Default::default() },
-            runtime_handlers: vec![handler],
-            features: Some(cri::RuntimeFeatures {
-                supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
-            }),
-        })
+        ok(about::status(&self.node, request.into_inner().verbose))
     }
 
     async fn runtime_config(
         &self,
         _: Request<cri::RuntimeConfigRequest>,
     ) -> Answer<cri::RuntimeConfigResponse> {
-        let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
-        ok(cri::RuntimeConfigResponse { linux: Some(linux) })
+        ok(about::config())
     }
 
-    /// The pod CIDR is crisp's own configuration; CRI lets a runtime take note of kubelet's and do nothing.
     async fn update_runtime_config(
         &self,
         request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Answer<cri::UpdateRuntimeConfigResponse> {
-        let config = request.into_inner().runtime_config.and_then(|config| config.network_config);
-        let cidrs = config.map(|network| network.pod_cidr).unwrap_or_default();
-        for cidr in cidrs.split(',').filter(|cidr| !cidr.is_empty()) {
-            if cidr.trim().parse::<ipnet::IpNet>().is_err() {
-                return Err(Status::invalid_argument(format!(
-                    "network_config.pod_cidr {cidr:?} is not a network"
-                )));
-            }
-        }
+        about::update(request.into_inner().runtime_config)?;
         ok(cri::UpdateRuntimeConfigResponse {})
     }
 
@@ -176,10 +135,11 @@ impl RuntimeService for Runtime {
     ) -> Answer<cri::PodSandboxStatusResponse> {
         let request = request.into_inner();
         let pod = self.node.pod(&request.pod_sandbox_id)?;
-        let (status, containers_statuses) = Self::sandbox_statuses(&pod);
+        let view = pod.view();
+        let (status, containers_statuses) = view.statuses();
         ok(cri::PodSandboxStatusResponse {
             status: Some(status),
-            info: if request.verbose { info::sandbox(&self.node, &pod.view()) } else { Default::default() },
+            info: if request.verbose { info::sandbox(&self.node, &view) } else { Default::default() },
             containers_statuses,
             timestamp: now_nanos(),
         })
@@ -189,10 +149,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::ListPodSandboxRequest>,
     ) -> Answer<cri::ListPodSandboxResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let pods = self.node.pods().into_iter().map(|pod| pod.sandbox());
-        let items = pods.filter(|record| convert::sandbox_fits(record, &filter));
-        ok(cri::ListPodSandboxResponse { items: items.map(|record| convert::sandbox(&record)).collect() })
+        ok(cri::ListPodSandboxResponse { items: list::sandboxes(&self.node, request.into_inner().filter) })
     }
 
     async fn create_container(
@@ -239,15 +196,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::ListContainersRequest>,
     ) -> Answer<cri::ListContainersResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let containers = self
-            .node
-            .pods()
-            .into_iter()
-            .flat_map(|pod| pod.view().containers.into_values())
-            .filter(|record| convert::container_fits(record, &filter))
-            .map(|record| convert::container(&record))
-            .collect();
+        let containers = list::containers(&self.node, request.into_inner().filter);
         ok(cri::ListContainersResponse { containers })
     }
 
@@ -333,9 +282,11 @@ impl RuntimeService for Runtime {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<cri::UpdatePodSandboxResourcesResponse> {
-        not_yet("UpdatePodSandboxResources")
+        let request = request.into_inner();
+        self.node.pod(&request.pod_sandbox_id)?.update_resources(request).await?;
+        ok(cri::UpdatePodSandboxResourcesResponse {})
     }
 
     async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
@@ -363,57 +314,63 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        not_yet("GetContainerEvents")
+        ok(Box::pin(self.node.events.listen().map(Ok)))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Answer<cri::ListMetricDescriptorsResponse> {
-        not_yet("ListMetricDescriptors")
+        ok(cri::ListMetricDescriptorsResponse { descriptors: metrics::descriptors(&self.node) })
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Answer<cri::ListPodSandboxMetricsResponse> {
-        not_yet("ListPodSandboxMetrics")
+        ok(cri::ListPodSandboxMetricsResponse { pod_metrics: metrics::list(&self.node).await? })
     }
 
     type StreamPodSandboxesStream = Items<cri::StreamPodSandboxesResponse>;
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        not_yet("StreamPodSandboxes")
+        let sandboxes = list::sandboxes(&self.node, request.into_inner().filter);
+        ok(pieces(sandboxes, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     type StreamContainersStream = Items<cri::StreamContainersResponse>;
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        not_yet("StreamContainers")
+        let containers = list::containers(&self.node, request.into_inner().filter);
+        ok(pieces(containers, |containers| cri::StreamContainersResponse { containers }))
     }
 
     type StreamContainerStatsStream = Items<cri::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        not_yet("StreamContainerStats")
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let all = stats::containers(&self.node, filter).await?;
+        ok(pieces(all, |container_stats| cri::StreamContainerStatsResponse { container_stats }))
     }
 
     type StreamPodSandboxStatsStream = Items<cri::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        not_yet("StreamPodSandboxStats")
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let all = stats::pods(&self.node, filter).await?;
+        ok(pieces(all, |pod_sandbox_stats| cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     type StreamPodSandboxMetricsStream = Items<cri::StreamPodSandboxMetricsResponse>;
@@ -422,7 +379,8 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        not_yet("StreamPodSandboxMetrics")
+        let all = metrics::list(&self.node).await?;
+        ok(pieces(all, |pod_sandbox_metrics| cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
     }
 }
 

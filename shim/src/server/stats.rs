@@ -5,7 +5,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use crisp_netns::stats::interface_stats_in;
+use crisp_netns::stats::{InterfaceStats, interface_stats_in};
 use crisp_proto::runtime::v1 as cri;
 use crisp_runtime::cgroup::{CgroupStats, Pressure, PressureLine};
 
@@ -52,7 +52,7 @@ pub async fn containers(
 }
 
 /// Bytes and inodes of a writable layer.
-async fn layer_usage(node: &Node, record: &ContainerRecord) -> Option<(u64, u64)> {
+pub(super) async fn layer_usage(node: &Node, record: &ContainerRecord) -> Option<(u64, u64)> {
     node.store.writable_usage(record.id.as_str()).await.ok()
 }
 
@@ -133,7 +133,7 @@ fn container(node: &Node, record: &ContainerRecord, layer: Option<(u64, u64)>) -
     }
 }
 
-fn read_cgroup(node: &Node, path: &str) -> Option<CgroupStats> {
+pub(super) fn read_cgroup(node: &Node, path: &str) -> Option<CgroupStats> {
     match node.cgroups.open_cgroup(path).and_then(|cgroup| cgroup.stats()) {
         Ok(stats) => Some(stats),
         Err(error) => {
@@ -228,29 +228,37 @@ fn psi(pressure: &Pressure) -> cri::PsiStats {
     cri::PsiStats { full: pressure.full.as_ref().map(line), some: Some(line(&pressure.some)) }
 }
 
+/// Of a pod with the host's network there is nothing to tell.
 fn network(node: &Node, view: &View, now: i64) -> Option<cri::NetworkUsage> {
-    let pin = build::pins(node, &view.sandbox).net?;
-    let interfaces = match read_interfaces(&pin) {
-        Ok(interfaces) => interfaces,
-        Err(error) => {
-            tracing::debug!(pod = %view.sandbox.id, %error, "network counters");
-            return None;
-        }
-    };
+    let interfaces: Vec<_> = interfaces(node, view)?.into_iter().map(interface).collect();
     let default = interfaces.iter().find(|one| one.name == "eth0").or(interfaces.first()).cloned();
     Some(cri::NetworkUsage { timestamp: now, default_interface: default, interfaces })
 }
 
-fn read_interfaces(pin: &Path) -> Result<Vec<cri::NetworkInterfaceUsage>, RequestError> {
-    use std::os::fd::AsFd;
-    let netns = std::fs::File::open(pin).stage(format_args!("open {}", pin.display()))?;
-    let all = interface_stats_in(netns.as_fd()).stage("read counters")?;
-    let usage = |one: crisp_netns::stats::InterfaceStats| cri::NetworkInterfaceUsage {
+fn interface(one: InterfaceStats) -> cri::NetworkInterfaceUsage {
+    cri::NetworkInterfaceUsage {
         name: one.name,
         rx_bytes: number(one.rx_bytes),
         rx_errors: number(one.rx_errors),
         tx_bytes: number(one.tx_bytes),
         tx_errors: number(one.tx_errors),
-    };
-    Ok(all.into_iter().filter(|one| one.name != "lo").map(usage).collect())
+    }
+}
+
+/// The counters of a pod's own interfaces, as they can be read now.
+pub(super) fn interfaces(node: &Node, view: &View) -> Option<Vec<InterfaceStats>> {
+    let pin = build::pins(node, &view.sandbox).net?;
+    match read_interfaces(&pin) {
+        Ok(interfaces) => Some(interfaces),
+        Err(error) => {
+            tracing::debug!(pod = %view.sandbox.id, %error, "network counters");
+            None
+        }
+    }
+}
+
+fn read_interfaces(pin: &Path) -> Result<Vec<InterfaceStats>, RequestError> {
+    use std::os::fd::AsFd;
+    let netns = std::fs::File::open(pin).stage(format_args!("open {}", pin.display()))?;
+    interface_stats_in(netns.as_fd()).stage("read counters")
 }

@@ -19,6 +19,7 @@ mod pods;
 mod processes;
 mod pulls;
 mod refusals;
+mod reports;
 mod restart;
 mod sandbox;
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         logs::CASES,
         network::CASES,
         limits::CASES,
+        reports::CASES,
         pulls::CASES,
         restart::CASES,
         refusals::CASES,

@@ -3,7 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use crisp_monitor::wire;
-use crisp_proto::runtime::v1 as cri;
+use crisp_proto::runtime::v1::{
+    self as cri,
+    ContainerEventType::{
+        ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
+    },
+};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{Actor, Container, ContainerOp, Done, Reply, container_key};
@@ -13,7 +18,7 @@ use crate::{
     id::Id,
     node::blocking,
     pod::policy::{self, Verdict},
-    record::{ContainerPhase, ContainerRecord},
+    record::{ContainerPhase, ContainerRecord, Exit},
     time::now_nanos,
 };
 
@@ -74,6 +79,7 @@ impl Actor {
             Ok(record) => {
                 self.node.adopt_container(id, &self.pod);
                 self.pod.lock().containers.insert(id.clone(), Arc::new(*record));
+                self.tell(id, ContainerCreatedEvent);
                 Ok(id.clone())
             }
             Err(error) => Err(error),
@@ -194,21 +200,62 @@ impl Actor {
     }
 
     pub(super) fn started(&mut self, id: &Id, result: Result<i64, RequestError>) {
-        let phase = match &result {
-            Ok(started_nanos) => ContainerPhase::Running { started_nanos: *started_nanos },
-            Err(error) => ContainerPhase::Exited(policy::start_error(error, now_nanos())),
+        let result = match result {
+            Ok(started_nanos) => self.runs(id, started_nanos),
+            Err(error) => {
+                let exit = policy::start_error(&error, now_nanos());
+                if let Err(error) = self.failed_to_start(id, exit) {
+                    tracing::error!(container = %id, %error, "failed start not recorded");
+                }
+                self.tell_end(id);
+                Err(error)
+            }
         };
-        let failed = result.is_err();
-        // A short-lived container's exit may be known before the reply to its start: the exit stands.
-        let recorded = self.change_container(id, |record| match record.phase {
-            ContainerPhase::Exited(_) if !failed => {}
-            _ => record.phase = phase,
-        });
-        if failed {
-            self.tell_end(id);
-        }
-        let result = result.map(|_| ()).and(recorded);
         self.finish_container(id, &result);
+    }
+
+    /// A short-lived container's exit may be known before the reply to its start: the exit stands.
+    fn runs(&self, id: &Id, started_nanos: i64) -> Result<(), RequestError> {
+        if let ContainerPhase::Exited(exit) = &self.pod.container(id)?.phase {
+            if exit.started_nanos == 0 {
+                self.tell(id, ContainerStartedEvent);
+                self.tell(id, ContainerStoppedEvent);
+            }
+            return Ok(());
+        }
+        let recorded =
+            self.change_container(id, |record| record.phase = ContainerPhase::Running { started_nanos });
+        self.tell(id, ContainerStartedEvent);
+        recorded
+    }
+
+    fn failed_to_start(&self, id: &Id, exit: Exit) -> Result<(), RequestError> {
+        if let ContainerPhase::Exited(exit) = &self.pod.container(id)?.phase
+            && exit.started_nanos != 0
+        {
+            return Ok(());
+        }
+        let recorded = self.change_container(id, |record| record.phase = ContainerPhase::Exited(exit));
+        self.tell(id, ContainerStoppedEvent);
+        recorded
+    }
+
+    /// A container is over: its record says so, and who listens is told, once and after its start.
+    pub(super) fn end(&self, id: &Id, exit: Exit) -> Result<(), RequestError> {
+        if let ContainerPhase::Exited(_) = self.pod.container(id)?.phase {
+            return Ok(());
+        }
+        let started = exit.started_nanos != 0;
+        let recorded = self.change_container(id, |record| record.phase = ContainerPhase::Exited(exit));
+        let current = self.containers.get(id).and_then(|container| container.slot.current.as_ref());
+        match (current, started) {
+            // The reply to the start is still to come; with it comes why it failed.
+            (Some(ContainerOp::Start), false) => return recorded,
+            (Some(ContainerOp::Start), true) => self.tell(id, ContainerStartedEvent),
+            _ => {}
+        }
+        self.tell(id, ContainerStoppedEvent);
+        recorded
     }
 
     pub(super) fn updated(
@@ -228,6 +275,7 @@ impl Actor {
         if result.is_ok() {
             self.node.forget_container(id);
             self.pod.lock().containers.remove(id);
+            self.tell(id, ContainerDeletedEvent);
             if let Some(mut container) = self.containers.remove(id) {
                 container.slot.finish(result);
                 for (op, reply) in container.slot.queue.drain(..) {
@@ -245,13 +293,7 @@ impl Actor {
         let Some(id) = self.containers.keys().find(|id| id.as_str() == report.container).cloned() else {
             return;
         };
-        let exit = policy::exit(report);
-        let recorded = self.change_container(&id, |record| {
-            if !matches!(record.phase, ContainerPhase::Exited(_)) {
-                record.phase = ContainerPhase::Exited(exit);
-            }
-        });
-        if let Err(error) = recorded {
+        if let Err(error) = self.end(&id, policy::exit(report)) {
             tracing::error!(container = %id, %error, "exit not recorded");
         }
         tracing::info!(container = %id, code = report.code, oom = report.oom_killed, "container ended");

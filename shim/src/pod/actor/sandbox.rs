@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+use crisp_proto::runtime::v1::{
+    self as cri,
+    ContainerEventType::{
+        ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
+    },
+};
 use tokio::sync::oneshot;
 
 use super::{Actor, ContainerOp, Done, Reply, SandboxOp};
@@ -72,7 +78,10 @@ impl Actor {
             view.sandbox = std::sync::Arc::new(record);
             view.link = Some(link);
         });
-        if result.is_err() {
+        if result.is_ok() {
+            self.tell(&self.pod.id, ContainerCreatedEvent);
+            self.tell(&self.pod.id, ContainerStartedEvent);
+        } else {
             // Everything is undone: the name is free before the callers hear of it, so that a retry finds it so.
             self.leave();
         }
@@ -116,8 +125,7 @@ impl Actor {
             self.pod.lock().link = None;
             for (id, record) in self.pod.view().containers {
                 if record.phase == ContainerPhase::Created {
-                    let exit = policy::never_started(now_nanos());
-                    self.change_container(&id, |record| record.phase = ContainerPhase::Exited(exit))?;
+                    self.end(&id, policy::never_started(now_nanos()))?;
                 }
             }
             self.change_sandbox(|record| {
@@ -125,6 +133,9 @@ impl Actor {
                 record.init = None;
             })
         });
+        if result.is_ok() {
+            self.tell(&self.pod.id, ContainerStoppedEvent);
+        }
         self.next_sandbox(&result);
     }
 
@@ -150,8 +161,24 @@ impl Actor {
     pub(super) fn sandbox_removed(&mut self, result: Result<(), RequestError>) {
         if result.is_ok() {
             self.leave();
+            self.tell(&self.pod.id, ContainerDeletedEvent);
         }
         self.next_sandbox(&result);
+    }
+
+    /// What the client made of the pod's cgroup, which is its own. Nothing is done with it but shown.
+    pub(super) fn note_resources(
+        &self,
+        wanted: cri::UpdatePodSandboxResourcesRequest,
+    ) -> Result<(), RequestError> {
+        if self.pod.sandbox().phase == SandboxPhase::Building {
+            return Err(RequestError::precondition("the sandbox is being made"));
+        }
+        self.change_sandbox(|record| {
+            let linux = record.config.linux.get_or_insert_default();
+            linux.overhead = wanted.overhead.or(linux.overhead.take());
+            linux.resources = wanted.resources.or(linux.resources.take());
+        })
     }
 
     /// The monitor has ended. After a stop that is how it should be. Otherwise its pod is dead: what still runs
@@ -167,9 +194,7 @@ impl Actor {
                 continue;
             }
             let exit = teardown::exit_without_monitor(&self.node, &self.dir, &record);
-            if let Err(error) =
-                self.change_container(&id, |record| record.phase = ContainerPhase::Exited(exit))
-            {
+            if let Err(error) = self.end(&id, exit) {
                 tracing::error!(container = %id, %error, "exit not recorded");
             }
             self.tell_end(&id);

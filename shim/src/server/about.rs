@@ -1,0 +1,59 @@
+//! What the runtime says of itself and is told of the node: version, conditions, features, kubelet's settings.
+
+use crisp_proto::runtime::v1 as cri;
+
+use super::info;
+use crate::{error::RequestError, node::Node};
+
+/// The name that Kubernetes shows: `crisp://<container id>`.
+const RUNTIME_NAME: &str = "crisp";
+
+pub(super) fn version() -> cri::VersionResponse {
+    cri::VersionResponse {
+        version: "0.1.0".to_owned(),
+        runtime_name: RUNTIME_NAME.to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: "v1".to_owned(),
+    }
+}
+
+/// Whoever can ask is served, so both conditions hold.
+pub(super) fn status(node: &Node, verbose: bool) -> cri::StatusResponse {
+    let ready = |kind: &str| cri::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: true,
+        reason: String::new(),
+        message: String::new(),
+    };
+    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let handler = cri::RuntimeHandler { name: String::new(), features: Some(features) };
+    cri::StatusResponse {
+        status: Some(cri::RuntimeStatus { conditions: vec![ready("RuntimeReady"), ready("NetworkReady")] }),
+        info: if verbose { info::status(node) } else { Default::default() },
+        runtime_handlers: vec![handler],
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+        }),
+    }
+}
+
+pub(super) fn config() -> cri::RuntimeConfigResponse {
+    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+    cri::RuntimeConfigResponse { linux: Some(linux) }
+}
+
+/// The pod CIDR is crisp's own configuration; CRI lets a runtime take note of kubelet's and do nothing.
+///
+/// # Errors
+/// It is none.
+pub(super) fn update(config: Option<cri::RuntimeConfig>) -> Result<(), RequestError> {
+    let network = config.and_then(|config| config.network_config);
+    let cidrs = network.map(|network| network.pod_cidr).unwrap_or_default();
+    for cidr in cidrs.split(',').filter(|cidr| !cidr.is_empty()) {
+        if cidr.trim().parse::<ipnet::IpNet>().is_err() {
+            return Err(RequestError::invalid(format!("network_config.pod_cidr {cidr:?} is not a network")));
+        }
+    }
+    Ok(())
+}
