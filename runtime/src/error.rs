@@ -13,7 +13,7 @@ pub enum PlanError {
     /// A field of the OCI spec is set that is not implemented.
     #[error("{field} is not supported{}", detail(.value))]
     Unsupported {
-        /// Path of the field in the spec, as `linux.seccomp` or `mounts[/data]`.
+        /// Path of the field in the spec, as `linux.sysctl` or `mounts[/data]`.
         field: String,
         /// The offending value, where there is a single one. May be empty.
         value: String,
@@ -77,12 +77,14 @@ pub enum LaunchError {
         errno: Errno,
     },
     /// The program could not be executed (ENOENT, EACCES, ENOEXEC...). The child has ended and wants to be reaped.
-    #[error("{}", program_text(.program, *.errno))]
+    #[error("{}", program_text(.program, *.errno, *.filtered))]
     Program {
         /// The program as it was asked for.
         program: String,
         /// The kernel's answer.
         errno: Errno,
+        /// The process has a seccomp filter, which may be what refused it.
+        filtered: bool,
     },
     /// The child ended without a word. It wants to be reaped.
     #[error("init died: {what}: {}", death(*.how))]
@@ -109,10 +111,12 @@ impl LaunchError {
     }
 }
 
-fn program_text(program: &str, errno: Errno) -> String {
+fn program_text(program: &str, errno: Errno, filtered: bool) -> String {
     // A name without a slash was looked for in PATH. The words are those that kubelet's users know.
     if errno == Errno::ENOENT && !program.contains('/') {
         format!("exec {program:?}: executable file not found in $PATH")
+    } else if errno == Errno::EPERM && filtered {
+        format!("exec {program:?}: {} (does its seccomp profile allow execve?)", text(errno))
     } else {
         format!("exec {program:?}: {}", text(errno))
     }
@@ -121,6 +125,7 @@ fn program_text(program: &str, errno: Errno) -> String {
 fn death(how: Option<Exited>) -> String {
     match how {
         Some(Exited::Code(code)) => format!("exit status {code}"),
+        Some(Exited::Signal(libc::SIGSYS)) => "killed by its seccomp filter (SIGSYS)".to_owned(),
         Some(Exited::Signal(signal)) => format!("killed by signal {signal}"),
         None => "no exit status".to_owned(),
     }

@@ -58,10 +58,12 @@ pub enum Step {
     Waiting = 15,
     /// `execve`.
     Execute = 16,
+    /// The seccomp filter, and giving up what was needed to install it.
+    Seccomp = 17,
 }
 
 impl Step {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Born,
         Self::Reset,
         Self::OomScore,
@@ -79,6 +81,7 @@ impl Step {
         Self::NoNewPrivs,
         Self::Waiting,
         Self::Execute,
+        Self::Seccomp,
     ];
 
     /// The step of a number that came over the report socket or out of the shared word.
@@ -185,9 +188,16 @@ pub(crate) fn clone(
 
 /// Runs in the child: never returns.
 fn run(errand: &Errand<'_>) -> ! {
-    let Err(failure) = prepare(errand).and_then(|()| errand.voice.wait_for_go()) else {
+    let task = &errand.ready.task;
+    let steps = || {
+        prepare(errand)?;
+        errand.voice.wait_for_go()?;
+        // With no_new_privs a filter needs no privilege, and so comes last: it has to allow execve and nothing else.
+        if task.no_new_privs { identity::install_filter(&errand.voice, task) } else { Ok(()) }
+    };
+    let Err(failure) = steps() else {
         errand.voice.enter(Step::Execute, 0);
-        let errno = execute(&errand.ready.task);
+        let errno = execute(task);
         errand.voice.fail(Failure { step: Step::Execute, index: 0, errno })
     };
     errand.voice.fail(failure)
@@ -222,7 +232,17 @@ fn prepare(errand: &Errand<'_>) -> Result<(), Failure> {
     }
     voice.step(Step::Descriptors, || close_all_but(voice.control, None))?;
     identity::assume(voice, task)?;
-    voice.step(Step::Reset, || process::set_signal_mask(0))
+    voice.step(Step::Reset, || process::set_signal_mask(0))?;
+    identity::confine(voice, task)
+}
+
+/// Lets the user of the process open /dev/stdin, /dev/stdout and /dev/stderr anew, which is what programs and shells
+/// do: a pipe belongs to root, with mode 0600. Nothing but a pipe may change hands: /dev/null is everybody's.
+fn give_pipe(fd: BorrowedFd<'_>, uid: u32) -> Result<(), Errno> {
+    if path::stat(fd, c"")?.kind() != libc::S_IFIFO {
+        return Ok(());
+    }
+    path::fchownat(fd, c"", uid, u32::MAX)
 }
 
 /// Undoes what a parent may have set for itself.
@@ -238,15 +258,6 @@ pub(crate) fn reset(voice: &Voice<'_>) -> Result<(), Failure> {
             answer => answer,
         }
     })
-}
-
-/// Lets the user of the process open /dev/stdin, /dev/stdout and /dev/stderr anew, which is what programs and shells
-/// do: a pipe belongs to root, with mode 0600. Nothing but a pipe may change hands: /dev/null is everybody's.
-fn give_pipe(fd: BorrowedFd<'_>, uid: u32) -> Result<(), Errno> {
-    if path::stat(fd, c"")?.kind() != libc::S_IFIFO {
-        return Ok(());
-    }
-    path::fchownat(fd, c"", uid, u32::MAX)
 }
 
 /// Closes every descriptor from 3 on, except one or two. What is still owned by a variable of this copy of the

@@ -10,6 +10,8 @@ pub mod mounts;
 #[cfg(feature = "oci")]
 pub mod oci;
 pub mod plan;
+#[cfg(feature = "oci")]
+pub mod seccomp;
 pub mod user;
 
 pub use error::{LaunchError, PlanError};

@@ -80,7 +80,7 @@ pub fn plan(spec: &Spec, input: &PlanInput) -> Result<Planned, PlanError> {
     let list = spec.mounts().as_deref().unwrap_or_default();
     mounts::plan(list, &mut kinds, &mut sources)?;
     devices::plan(list, linux.devices().as_deref().unwrap_or_default(), &mut kinds)?;
-    let process = process::plan(process, "process")?;
+    let process = process::plan(process, "process", linux.seccomp().as_ref())?;
     // Before anything becomes read-only.
     kinds.push(Kind::Directory(Directory { path: process.cwd.clone(), mode: 0o755 }));
     let paths =

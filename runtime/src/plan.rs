@@ -251,6 +251,12 @@ pub struct Process {
     /// `umask`.
     #[prost(uint32, tag = "11")]
     pub umask: u32,
+    /// Seccomp filter: an array of `struct sock_filter`, native byte order; empty: none (seccomp(2)).
+    #[prost(bytes = "vec", tag = "12")]
+    pub seccomp: Vec<u8>,
+    /// `SECCOMP_FILTER_FLAG_*` for it.
+    #[prost(uint32, tag = "13")]
+    pub seccomp_flags: u32,
 }
 
 /// Capability bit masks.

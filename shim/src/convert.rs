@@ -4,6 +4,7 @@
 
 pub mod resources;
 pub mod sandbox;
+pub mod seccomp;
 pub mod signal;
 pub mod spec;
 mod spec_check;

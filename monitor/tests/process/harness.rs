@@ -451,6 +451,7 @@ fn process(args: Vec<Vec<u8>>) -> Process {
         oom_score_adj: Some(0),
         rlimits: Vec::new(),
         umask: 0o022,
+        ..Process::default()
     }
 }
 

@@ -2,13 +2,18 @@
 //!
 //! The order is forced: limits and the missing working directory need privilege; the bounding set goes before the
 //! ids, because dropping needs CAP_SETPCAP; the permitted set is kept across the change of ids (KEEPCAPS) and cut
-//! down after it; ambient capabilities need permitted and inheritable ones (capabilities(7)).
+//! down after it; ambient capabilities need permitted and inheritable ones (capabilities(7)). Without no_new_privs a
+//! seccomp filter needs CAP_SYS_ADMIN: until it is installed that one is kept, permitted and not effective. What
+//! comes after must be allowed by the filter: `capset`, `write` and `read` on the report socket, `execve`.
 
 use super::{Failure, Step, Voice};
 use crate::launch::prepare::Task;
 use crisp_sys::Errno;
 use crisp_sys::raw::{path, process};
 use std::os::fd::{AsFd, OwnedFd};
+
+/// CAP_SYS_ADMIN's bit.
+const SYS_ADMIN: u64 = 1 << 21;
 
 /// Becomes who the plan says, in the directory it says.
 pub(crate) fn assume(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
@@ -29,7 +34,8 @@ pub(crate) fn assume(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
         process::prctl(libc::PR_SET_DUMPABLE, 0, 0).map(drop)
     })?;
     voice.step(Step::Capabilities, || {
-        process::capset(caps.effective, caps.permitted, caps.inheritable)?;
+        let kept = if keeps_privilege(task) { SYS_ADMIN } else { 0 };
+        process::capset(caps.effective, caps.permitted | kept, caps.inheritable)?;
         // An unprivileged monitor's own ambient set would survive; root's is empty, and this is one call.
         process::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0).map(drop)
     })?;
@@ -42,6 +48,32 @@ pub(crate) fn assume(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
         Err(Errno::EACCES) if entered && path::cwd_is_inside_root()? => Ok(()),
         answer => answer,
     })
+}
+
+/// Whether the filter is installed with the help of CAP_SYS_ADMIN.
+fn keeps_privilege(task: &Task) -> bool {
+    !task.seccomp.is_empty() && !task.no_new_privs
+}
+
+/// Without no_new_privs: installs the filter, then gives CAP_SYS_ADMIN up, unless the plan gives it.
+pub(crate) fn confine(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
+    if !keeps_privilege(task) {
+        return Ok(());
+    }
+    let caps = &task.capabilities;
+    voice.step(Step::Seccomp, || {
+        process::capset(caps.effective | SYS_ADMIN, caps.permitted | SYS_ADMIN, caps.inheritable)
+    })?;
+    install_filter(voice, task)?;
+    voice.step(Step::Capabilities, || process::capset(caps.effective, caps.permitted, caps.inheritable))
+}
+
+/// Installs the plan's filter, if there is one.
+pub(crate) fn install_filter(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
+    if task.seccomp.is_empty() {
+        return Ok(());
+    }
+    voice.step(Step::Seccomp, || process::set_seccomp_filter(task.seccomp_flags, &task.seccomp))
 }
 
 fn root() -> Result<OwnedFd, Errno> {

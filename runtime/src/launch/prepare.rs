@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// Largest plan, in bytes.
 const MAX_PLAN: usize = 4 * 1024 * 1024;
+/// Longest seccomp program that the kernel takes (`BPF_MAXINSNS`).
+const MAX_INSTRUCTIONS: usize = 4096;
 /// Where a program without a slash is looked for when the environment has no `PATH` (execvp(3) does the same).
 const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 
@@ -103,6 +105,8 @@ pub(crate) struct Task {
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) rlimits: Vec<Rlimit>,
     pub(crate) umask: u32,
+    pub(crate) seccomp: Vec<libc::sock_filter>,
+    pub(crate) seccomp_flags: u32,
 }
 
 impl Prepared {
@@ -294,7 +298,24 @@ fn task(process: &plan::Process) -> Result<Task, PlanError> {
         oom_score_adj: process.oom_score_adj,
         rlimits: process.rlimits.clone(),
         umask: process.umask & 0o777,
+        seccomp: instructions(&process.seccomp)?,
+        seccomp_flags: process.seccomp_flags,
     })
+}
+
+/// A seccomp program as the kernel takes it.
+fn instructions(bytes: &[u8]) -> Result<Vec<libc::sock_filter>, PlanError> {
+    let (whole, rest) = bytes.as_chunks::<{ size_of::<libc::sock_filter>() }>();
+    if !rest.is_empty() || whole.len() > MAX_INSTRUCTIONS {
+        return Err(PlanError::invalid("process.seccomp", format!("{} bytes are no program", bytes.len())));
+    }
+    let instruction = |&[a, b, jt, jf, c, d, e, f]: &[u8; 8]| libc::sock_filter {
+        code: u16::from_ne_bytes([a, b]),
+        jt,
+        jf,
+        k: u32::from_ne_bytes([c, d, e, f]),
+    };
+    Ok(whole.iter().map(instruction).collect())
 }
 
 /// The paths to try, in order. With a slash in its name a program is where it says, else in one of PATH's

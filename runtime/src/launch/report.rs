@@ -154,7 +154,8 @@ impl Child {
         if let (Step::Execute, Role::Program(plan)) = (step, &self.role) {
             let program = plan.process.as_ref().and_then(|process| process.args.first());
             let program = String::from_utf8_lossy(program.map_or(&[], Vec::as_slice)).into_owned();
-            return LaunchError::Program { program, errno };
+            let filtered = plan.process.as_ref().is_some_and(|process| !process.seccomp.is_empty());
+            return LaunchError::Program { program, errno, filtered };
         }
         LaunchError::Child { step, what: self.describe(step, index), errno }
     }
@@ -207,5 +208,6 @@ fn name(step: Step) -> &'static str {
         Step::NoNewPrivs => "set no_new_privs",
         Step::Waiting => "wait for the start",
         Step::Execute => "execute the program",
+        Step::Seccomp => "install the seccomp filter",
     }
 }

@@ -2,6 +2,7 @@
 
 mod harness;
 mod pod;
+mod seccomp;
 
 use super::{PidNs, Report, exec, start};
 use crate::error::LaunchError;

@@ -11,17 +11,21 @@ use std::str::FromStr;
 /// What a process gets when the spec has no umask (Docker, containerd and CRI-O agree on it).
 const DEFAULT_UMASK: u32 = 0o022;
 
-/// Plans a further process in a running container.
+/// Plans a further process in a running container; `seccomp` is `linux.seccomp` of the container's spec.
 ///
 /// # Errors
 /// As [`super::plan`].
-pub fn exec_plan(process: &spec::Process) -> Result<Plan, PlanError> {
-    let process = plan(process, "process")?;
+pub fn exec_plan(process: &spec::Process, seccomp: Option<&spec::LinuxSeccomp>) -> Result<Plan, PlanError> {
+    let process = plan(process, "process", seccomp)?;
     Ok(Plan { ops: Vec::new(), process: Some(process), fds: 0, cgroup_namespace: false })
 }
 
 /// The process of a plan; `at` is its place in the spec, for error texts.
-pub(super) fn plan(process: &spec::Process, at: &str) -> Result<Process, PlanError> {
+pub(super) fn plan(
+    process: &spec::Process,
+    at: &str,
+    seccomp: Option<&spec::LinuxSeccomp>,
+) -> Result<Process, PlanError> {
     refuse::process(process, at)?;
     let words = |field: &str, list: &Option<Vec<String>>| {
         let list = list.as_deref().unwrap_or_default();
@@ -34,6 +38,8 @@ pub(super) fn plan(process: &spec::Process, at: &str) -> Result<Process, PlanErr
     if args.is_empty() {
         return Err(PlanError::invalid(format!("{at}.args"), "empty"));
     }
+    let filter = seccomp.map(crate::seccomp::compile).transpose();
+    let filter = filter.map_err(|error| PlanError::invalid("linux.seccomp", error.to_string()))?;
     let user = process.user();
     let rlimits = process.rlimits().as_deref().unwrap_or_default();
     Ok(Process {
@@ -48,6 +54,8 @@ pub(super) fn plan(process: &spec::Process, at: &str) -> Result<Process, PlanErr
         oom_score_adj: process.oom_score_adj().map(|score| oom_score_adj(score, at)).transpose()?,
         rlimits: rlimits.iter().map(|limit| rlimit(limit, at)).collect::<Result<_, _>>()?,
         umask: user.umask().unwrap_or(DEFAULT_UMASK),
+        seccomp_flags: filter.as_ref().map_or(0, |filter| filter.flags),
+        seccomp: filter.map(|filter| filter.program.clone()).unwrap_or_default(),
     })
 }
 

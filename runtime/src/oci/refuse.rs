@@ -30,7 +30,6 @@ fn linux(linux: &Linux) -> Result<(), PlanError> {
         ("linux.uidMappings", filled(linux.uid_mappings()), ""),
         ("linux.gidMappings", filled(linux.gid_mappings()), ""),
         ("linux.sysctl", linux.sysctl().as_ref().is_some_and(|map| !map.is_empty()), ""),
-        ("linux.seccomp", linux.seccomp().is_some(), ""),
         ("linux.mountLabel", !label.is_empty(), label),
         ("linux.intelRdt", linux.intel_rdt().is_some(), ""),
         ("linux.memoryPolicy", linux.memory_policy().is_some(), ""),

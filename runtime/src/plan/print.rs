@@ -131,6 +131,10 @@ impl Display for Process {
         }
         let score = self.oom_score_adj.map_or_else(|| "inherited".to_owned(), |score| score.to_string());
         writeln!(f, "  no_new_privs: {}, oom_score_adj: {score}", self.no_new_privs)?;
+        if !self.seccomp.is_empty() {
+            let instructions = self.seccomp.len() / size_of::<libc::sock_filter>();
+            writeln!(f, "  seccomp: {instructions} instructions, flags {:#x}", self.seccomp_flags)?;
+        }
         for Rlimit { resource, soft, hard } in &self.rlimits {
             writeln!(f, "  rlimit {resource}: {soft}:{hard}")?;
         }

@@ -22,7 +22,7 @@ use crisp_sys::fd::memfd_create_sealed;
 use super::remove;
 use crate::{
     convert::{
-        resources, signal,
+        resources, seccomp, signal,
         spec::{self, PidMode, SpecInput},
     },
     error::{RequestError, Stage},
@@ -204,6 +204,7 @@ fn new_record(
         hostname: &sandbox.hostname,
         sandbox_files: &files,
         shm: if host_ipc { "/dev/shm".into() } else { dir.shm() },
+        seccomp: seccomp::choose(&spec::security(&config))?,
         default_capabilities: &node.config.container.capabilities,
         held_capabilities: node.held_capabilities,
         host_devices: super::devices::for_container(&config)?,

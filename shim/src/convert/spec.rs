@@ -13,7 +13,7 @@ use oci_spec::runtime::{
 };
 
 pub use super::spec_check::{PidMode, check};
-use super::spec_mounts::mounts;
+use super::{seccomp::Chosen, spec_mounts::mounts};
 use crate::{
     error::{RequestError, Stage},
     record::UserRecord,
@@ -39,6 +39,8 @@ pub struct SpecInput<'a> {
     pub sandbox_files: &'a [(&'a str, PathBuf)],
     /// Host path of the pod's `/dev/shm`.
     pub shm: PathBuf,
+    /// The seccomp profile, if there is to be one.
+    pub seccomp: Option<Chosen>,
     /// Capabilities that a container has unless the request says otherwise.
     pub default_capabilities: &'a [String],
     /// Capabilities that crisp itself holds, as a bit mask: it cannot give others.
@@ -76,6 +78,12 @@ pub fn spec(input: &SpecInput<'_>) -> Result<Spec, RequestError> {
         .stage("spec")?;
     // The builder fills in names of its own; the pod's UTS namespace has the hostname.
     spec.set_hostname(None).set_domainname(None).set_annotations(None);
+    if let Some(chosen) = &input.seccomp {
+        let filter = super::seccomp::resolve(chosen, &spec)?;
+        if let Some(linux) = spec.linux_mut() {
+            linux.set_seccomp(Some(filter));
+        }
+    }
     Ok(spec)
 }
 
@@ -325,6 +333,7 @@ mod tests {
             hostname: "pod",
             sandbox_files: &[("/etc/hosts", "/state/hosts".into())],
             shm: "/state/shm".into(),
+            seccomp: None,
             default_capabilities: &defaults,
             held_capabilities: u64::MAX,
             host_devices: vec![],

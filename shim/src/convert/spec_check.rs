@@ -79,8 +79,8 @@ fn check_security(
     }
     // A privileged container has no seccomp filter and no AppArmor profile, whatever the profile fields say.
     if !security.privileged {
-        check_profile(&field("seccomp"), security.seccomp.as_ref(), &security.seccomp_profile_path)?;
-        check_profile(&field("apparmor"), security.apparmor.as_ref(), &security.apparmor_profile)?;
+        super::seccomp::wanted(security)?;
+        check_apparmor(&field("apparmor"), security.apparmor.as_ref(), &security.apparmor_profile)?;
     }
     if security.selinux_options.as_ref().is_some_and(|options| *options != cri::SeLinuxOption::default()) {
         return Err(RequestError::unsupported(&field("selinux_options")));
@@ -100,9 +100,13 @@ fn check_security(
     Ok(())
 }
 
-/// The message field wins over the old string field. Nothing given means no profile (CRI contract 3.12; for
-/// AppArmor the default profile is a later piece of work, so only an explicit demand for one is refused).
-fn check_profile(field: &str, profile: Option<&cri::SecurityProfile>, old: &str) -> Result<(), RequestError> {
+/// The message field wins over the old string field. Nothing given means no profile here: AppArmor's default profile
+/// is a later piece of work, so only an explicit demand for one is refused.
+fn check_apparmor(
+    field: &str,
+    profile: Option<&cri::SecurityProfile>,
+    old: &str,
+) -> Result<(), RequestError> {
     use cri::security_profile::ProfileType;
     let unconfined = match profile {
         Some(profile) => profile.profile_type() == ProfileType::Unconfined,

@@ -140,6 +140,18 @@ pub fn prctl(option: libc::c_int, argument: u64, argument3: u64) -> Result<i32, 
     check(unsafe { libc::prctl(option, second, third, 0, 0) }.into()).map(|value| value as i32)
 }
 
+/// `seccomp(2)`, `SECCOMP_SET_MODE_FILTER`: every later system call of this thread passes through `program`. Needs
+/// no_new_privs or CAP_SYS_ADMIN (`EACCES`); `EINVAL`: the program is not valid.
+pub fn set_seccomp_filter(flags: u32, program: &[libc::sock_filter]) -> Result<(), Errno> {
+    let len = u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: `filter` points to `len` instructions; the kernel copies them and does not write to them.
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    })
+    .map(drop)
+}
+
 /// `PR_SET_NAME`: the thread's name, cut at 15 bytes.
 pub fn set_name(name: &CStr) -> Result<(), Errno> {
     // SAFETY: `name` is NUL-terminated.

@@ -22,6 +22,7 @@ mod refusals;
 mod reports;
 mod restart;
 mod sandbox;
+mod seccomp;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         reports::CASES,
         pulls::CASES,
         restart::CASES,
+        seccomp::CASES,
         refusals::CASES,
         daemon::CASES,
     ];

@@ -115,7 +115,7 @@ fn spec(script: &str) -> Value {
 pub(super) fn exec_script(script: &str) -> Prepared {
     let process =
         json!({"args": ["sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/", "user": {"uid": 0, "gid": 0}});
-    Prepared::new(exec_plan(&serde_json::from_value(process).unwrap()).unwrap(), Vec::new()).unwrap()
+    Prepared::new(exec_plan(&serde_json::from_value(process).unwrap(), None).unwrap(), Vec::new()).unwrap()
 }
 
 /// Standard input from /dev/null, output and errors into one pipe, whose other end is returned.
