@@ -4,7 +4,6 @@
 //! Must not know: containers, pods, images, networks. Has no policy and does not log.
 
 pub mod device;
-pub mod wait;
 pub mod errno;
 pub mod fd;
 pub mod features;
@@ -18,5 +17,6 @@ pub mod raw;
 pub mod signal;
 pub mod socket;
 pub mod time;
+pub mod wait;
 
 pub use errno::{Errno, SysError};
