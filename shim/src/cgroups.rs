@@ -103,6 +103,14 @@ impl Cgroups {
         Ok(found)
     }
 
+    /// The names of the cgroups directly below `path`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn children(&self, path: &str) -> Result<Vec<String>, CgroupError> {
+        self.hierarchy.list(&CgroupPath::new(path)?)
+    }
+
     /// Removes the cgroup `path` and those below it; waits for killed processes to be gone. Not there: fine.
     ///
     /// # Errors

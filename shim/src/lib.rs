@@ -50,8 +50,8 @@ const MESSAGE_BYTES: usize = 16 << 20;
 /// Something that the daemon cannot work without is missing; the text says what.
 pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RequestError> {
     let path = socket_path(&config.listen)?;
-    let (node, lock) = setup::node(config).await?;
-    recover::all(&node).await?;
+    let (node, locks) = setup::node(config).await?;
+    let kept = recover::all(&node).await?;
     let listener = bind(&path)?;
     tracing::info!(socket = %path.display(), "serving");
     let served = tonic::transport::Server::builder()
@@ -73,10 +73,10 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
         .await
         .stage("serve");
     let _ = fs::remove_file(&path);
-    if node.pods().is_empty() {
+    if node.pods().is_empty() && kept == 0 {
         setup::leave(&node).await;
     }
-    drop(lock);
+    drop(locks);
     served
 }
 

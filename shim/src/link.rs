@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
@@ -18,6 +19,7 @@ use crisp_monitor::{
     client,
     wire::{self, Body, Call, FailureKind},
 };
+use crisp_sys::Errno;
 use tokio::{
     io::Interest,
     net::UnixStream,
@@ -66,12 +68,15 @@ impl Link {
     /// Connects to the monitor that listens at `path` and asks it for everything it knows.
     ///
     /// # Errors
-    /// Nobody listens there, or who does speaks another language.
+    /// `NotFound` when nobody listens there: the monitor is dead. Anything else says nothing of that.
     pub async fn connect(
         path: &Path,
     ) -> Result<(Link, mpsc::UnboundedReceiver<Event>, wire::PodState), RequestError> {
         let at = |what: &str| format!("monitor {}: {what}", path.display());
-        let socket = crisp_sys::socket::connect(path, true).stage(at("connect"))?;
+        let socket = crisp_sys::socket::connect(path, true).map_err(|error| match error.errno {
+            Errno::ENOENT | Errno::ECONNREFUSED => RequestError::new(Class::NotFound, at("nobody listens")),
+            _ => RequestError::unknown(at(&error.to_string())),
+        })?;
         let socket = UnixStream::from_std(socket.into()).stage(at("register with the event loop"))?;
         let waiting = Mutex::new(Waiting { replies: Some(HashMap::new()), execs: HashMap::new() });
         let inner = Arc::new(Inner { socket, next: AtomicU64::new(1), waiting });
@@ -170,23 +175,29 @@ async fn read(inner: std::sync::Weak<Inner>, events: mpsc::UnboundedSender<Event
         let Some(strong) = inner.upgrade() else { return };
         let received = tokio::select! {
             received = strong.socket.async_io(Interest::READABLE, || client::recv(strong.socket.as_fd())) => received,
-            () = events.closed() => return,
+            // Nobody listens to this pod any more; who still waits for an answer is told below.
+            () = events.closed() => break,
         };
         match received {
             Ok(Some((message, fds))) => dispatch(&strong, message, fds, &events),
             Ok(None) => break,
+            // A message of a newer monitor's; the packets after it are whole.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::warn!(%error, "monitor: a message that this daemon cannot read");
+            }
             Err(error) => {
                 tracing::warn!(%error, "monitor connection");
                 break;
             }
         }
     }
+    // Before the waiters are told: their failures must find the exits applied that the end of the monitor means.
+    let _ = events.send(Event::Gone);
     if let Some(strong) = inner.upgrade() {
         let mut waiting = lock(&strong.waiting);
         waiting.replies = None;
         waiting.execs.clear();
     }
-    let _ = events.send(Event::Gone);
 }
 
 fn dispatch(inner: &Inner, message: wire::Message, fds: Vec<OwnedFd>, events: &mpsc::UnboundedSender<Event>) {

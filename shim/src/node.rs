@@ -265,8 +265,8 @@ impl Node {
 
     /// File name of a sandbox's network namespace pin.
     #[must_use]
-    pub fn pin_name(&self, id: &Id) -> String {
-        format!("crisp-{}-{}", self.instance, id.short(16))
+    pub fn pin_name(&self, id: &str) -> String {
+        format!("crisp-{}-{}", self.instance, &id[..id.len().min(16)])
     }
 }
 

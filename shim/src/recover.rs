@@ -5,31 +5,42 @@
 //! undone. What carries this instance's mark and no record claims is removed; a record that cannot be read is
 //! kept and reported, never guessed at.
 
-use std::{collections::HashSet, fs, sync::Arc};
+use std::{collections::HashSet, fs, sync::Arc, time::Duration};
 
 use crisp_monitor::wire::{Call, ContainerRef, PodState};
 use crisp_netns::{ipam::Lease, namespaces::Pins};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
-    container::remove,
-    error::{RequestError, Stage},
+    container::{exec, remove},
+    error::{Class, RequestError, Stage},
     id::Id,
     link::{Event, Link},
     node::{Node, blocking},
     pod::{SandboxOp, actor::Actor, policy, teardown},
     record::{self, ContainerPhase, ContainerRecord, PodDir, SandboxPhase, SandboxRecord},
-    time::now_nanos,
 };
 
-/// Restores every pod and removes what nobody claims.
+/// How long a monitor may take to say what it knows, before its pod is taken over without it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What records that cannot be read stand for: nothing of it may be taken away.
+#[derive(Debug, Default)]
+struct Kept {
+    pods: HashSet<String>,
+    containers: HashSet<String>,
+}
+
+/// Restores every pod and removes what nobody claims; gives the number of sandboxes that were left alone because
+/// their records cannot be read.
 ///
 /// # Errors
 /// The state directory cannot be read.
-pub async fn all(node: &Arc<Node>) -> Result<(), RequestError> {
+pub async fn all(node: &Arc<Node>) -> Result<usize, RequestError> {
     let pods = node.state.pods();
     let entries = fs::read_dir(&pods).stage(format_args!("read {}", pods.display()))?;
     let mut records = Vec::new();
+    let mut kept = Kept::default();
     for entry in entries.flatten() {
         let path = entry.path();
         match record::read::<SandboxRecord>(&path.join("sandbox.json")) {
@@ -38,7 +49,13 @@ pub async fn all(node: &Arc<Node>) -> Result<(), RequestError> {
             Ok(None) => {
                 let _ = fs::remove_dir_all(&path);
             }
-            Err(error) => tracing::error!(%error, "a sandbox's record cannot be read; it is left alone"),
+            Err(error) => {
+                tracing::error!(%error, "a sandbox's record cannot be read; it is left alone");
+                kept.pods.insert(entry.file_name().to_string_lossy().into_owned());
+                for container in fs::read_dir(path.join("containers")).into_iter().flatten().flatten() {
+                    kept.containers.insert(container.file_name().to_string_lossy().into_owned());
+                }
+            }
         }
     }
     // All leases first: nothing restored may be given away.
@@ -50,10 +67,14 @@ pub async fn all(node: &Arc<Node>) -> Result<(), RequestError> {
         let node = node.clone();
         tasks.spawn(async move { Box::pin(pod(&node, record)).await });
     }
-    while tasks.join_next().await.is_some() {}
+    while let Some(unreadable) = tasks.join_next().await {
+        kept.containers.extend(unreadable.unwrap_or_default());
+    }
+    let sandboxes = kept.pods.len();
     let task_node = node.clone();
-    blocking(move || sweep(&task_node)).await?;
-    sweep_layers(node).await
+    let kept = blocking(move || sweep(&task_node, &kept).map(|()| kept)).await?;
+    sweep_layers(node, &kept).await?;
+    Ok(sandboxes)
 }
 
 fn reserve(node: &Node, record: &SandboxRecord) {
@@ -67,15 +88,18 @@ fn reserve(node: &Node, record: &SandboxRecord) {
     }
 }
 
-async fn pod(node: &Arc<Node>, record: SandboxRecord) {
+/// Restores or undoes one pod; gives the names of containers whose records cannot be read.
+async fn pod(node: &Arc<Node>, record: SandboxRecord) -> HashSet<String> {
     let id = record.id.clone();
+    let (containers, unreadable) = container_records(&node.state.pod(&id));
     let result = match record.phase {
         SandboxPhase::Building => undo_sandbox(node, &record).await,
-        SandboxPhase::Ready | SandboxPhase::Stopped => Box::pin(restore(node, record)).await,
+        SandboxPhase::Ready | SandboxPhase::Stopped => Box::pin(restore(node, record, containers)).await,
     };
     if let Err(error) = result {
         tracing::error!(pod = %id, %error, "recovery");
     }
+    unreadable
 }
 
 async fn undo_sandbox(node: &Arc<Node>, record: &SandboxRecord) -> Result<(), RequestError> {
@@ -84,25 +108,57 @@ async fn undo_sandbox(node: &Arc<Node>, record: &SandboxRecord) -> Result<(), Re
     teardown::forget(node, record).await
 }
 
-async fn restore(node: &Arc<Node>, record: SandboxRecord) -> Result<(), RequestError> {
+/// What became of a sandbox's monitor.
+enum Monitor {
+    /// It answers.
+    Alive(Link, mpsc::UnboundedReceiver<Event>, PodState),
+    /// It is there and does not answer: nothing is known, so nothing is changed.
+    Silent,
+    /// Nobody listens on its socket, or its kernel is gone.
+    Dead,
+}
+
+async fn find_monitor(node: &Node, record: &SandboxRecord, dir: &PodDir) -> Monitor {
+    if record.phase != SandboxPhase::Ready || record.boot_id != node.boot_id {
+        return Monitor::Dead;
+    }
+    match timeout(PATIENCE, Link::connect(&dir.socket())).await {
+        Ok(Ok((link, events, state))) => Monitor::Alive(link, events, state),
+        Ok(Err(error)) if error.class == Class::NotFound => Monitor::Dead,
+        Ok(Err(error)) => {
+            tracing::error!(pod = %record.id, %error, "its monitor cannot be asked; the pod is kept as recorded");
+            Monitor::Silent
+        }
+        Err(_) => {
+            tracing::error!(pod = %record.id, "its monitor does not answer; the pod is kept as recorded");
+            Monitor::Silent
+        }
+    }
+}
+
+async fn restore(
+    node: &Arc<Node>,
+    record: SandboxRecord,
+    recorded: Vec<ContainerRecord>,
+) -> Result<(), RequestError> {
     let dir = node.state.pod(&record.id);
-    let link = match record.phase {
-        SandboxPhase::Ready if record.boot_id == node.boot_id => Link::connect(&dir.socket()).await.ok(),
-        _ => None,
-    };
-    let alive = link.is_some();
-    let dead = record.phase == SandboxPhase::Ready && !alive;
+    let monitor = find_monitor(node, &record, &dir).await;
+    let dead = record.phase == SandboxPhase::Ready && matches!(monitor, Monitor::Dead);
     let mut containers = Vec::new();
-    for container in container_records(&dir) {
-        let restored = match &link {
-            Some((link, _, state)) => with_monitor(node, &dir, link, state, container).await,
-            None => without_monitor(node, &dir, container).await,
+    for container in recorded {
+        let restored = match &monitor {
+            Monitor::Alive(link, _, state) => with_monitor(node, &dir, link, state, container).await,
+            Monitor::Silent => Some(container),
+            Monitor::Dead => without_monitor(node, &dir, container).await,
         };
         containers.extend(restored);
     }
-    tracing::info!(pod = %record.id, containers = containers.len(), alive, "pod restored");
-    let events: Option<(Link, mpsc::UnboundedReceiver<Event>)> = link.map(|(link, events, _)| (link, events));
-    let pod = Actor::restore(node, record, containers, events);
+    let link = match monitor {
+        Monitor::Alive(link, events, _) => Some((link, events)),
+        Monitor::Silent | Monitor::Dead => None,
+    };
+    tracing::info!(pod = %record.id, containers = containers.len(), alive = link.is_some(), "pod restored");
+    let pod = Actor::restore(node, record, containers, link);
     node.adopt(pod.clone());
     if dead {
         tracing::warn!(pod = %pod.id, "its monitor is gone; stopping the pod");
@@ -111,18 +167,22 @@ async fn restore(node: &Arc<Node>, record: SandboxRecord) -> Result<(), RequestE
     Ok(())
 }
 
-fn container_records(dir: &PodDir) -> Vec<ContainerRecord> {
-    let mut records = Vec::new();
+/// The containers of a pod, and the names of those whose records cannot be read.
+fn container_records(dir: &PodDir) -> (Vec<ContainerRecord>, HashSet<String>) {
+    let (mut records, mut unreadable) = (Vec::new(), HashSet::new());
     for entry in fs::read_dir(dir.containers()).into_iter().flatten().flatten() {
         match record::read::<ContainerRecord>(&entry.path().join("container.json")) {
             Ok(Some(record)) => records.push(record),
             Ok(None) => {
                 let _ = fs::remove_dir_all(entry.path());
             }
-            Err(error) => tracing::error!(%error, "a container's record cannot be read; it is left alone"),
+            Err(error) => {
+                tracing::error!(%error, "a container's record cannot be read; it is left alone");
+                unreadable.insert(entry.file_name().to_string_lossy().into_owned());
+            }
         }
     }
-    records
+    (records, unreadable)
 }
 
 /// What the monitor says of a container wins over its record.
@@ -153,8 +213,40 @@ async fn with_monitor(
         },
     };
     record.phase = phase;
+    match record.phase {
+        ContainerPhase::Exited(_) => drop_cgroup(node, &record),
+        // Nobody waits for what the daemon before this one was running in it.
+        _ => end_execs(node, &record).await,
+    }
     save(dir, &record);
     Some(record)
+}
+
+/// An ended container's cgroup would keep kubelet from removing the pod's.
+fn drop_cgroup(node: &Arc<Node>, record: &ContainerRecord) {
+    let (node, path) = (node.clone(), record.cgroup.clone());
+    tokio::spawn(blocking(move || node.cgroups.remove(&path).stage("remove")));
+}
+
+async fn end_execs(node: &Arc<Node>, record: &ContainerRecord) {
+    let (task_node, path) = (node.clone(), record.cgroup.clone());
+    let ended = blocking(move || {
+        for name in task_node.cgroups.children(&path).stage("list execs")? {
+            if name.starts_with(exec::PREFIX) {
+                let exec = teardown::cgroup_of(&path, &name);
+                task_node
+                    .cgroups
+                    .open_cgroup(&exec)
+                    .and_then(|cgroup| cgroup.kill())
+                    .stage("kill an exec")?;
+                task_node.cgroups.remove(&exec).stage("remove an exec's cgroup")?;
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = ended.await {
+        tracing::warn!(container = %record.id, %error, "execs of the former daemon");
+    }
 }
 
 async fn without_monitor(
@@ -168,9 +260,10 @@ async fn without_monitor(
             undo_container(node, &record).await;
             return None;
         }
-        ContainerPhase::Created => record.phase = ContainerPhase::Exited(policy::never_started(now_nanos())),
-        ContainerPhase::Running { .. } => {
+        // A Created one may have been started by the daemon before this one, which did not live to record it.
+        ContainerPhase::Created | ContainerPhase::Running { .. } => {
             record.phase = ContainerPhase::Exited(teardown::exit_without_monitor(node, dir, &record));
+            drop_cgroup(node, &record);
         }
     }
     save(dir, &record);
@@ -190,26 +283,27 @@ async fn undo_container(node: &Arc<Node>, record: &ContainerRecord) {
 }
 
 /// Removes what this instance made on the host and no pod claims.
-fn sweep(node: &Node) -> Result<(), RequestError> {
+fn sweep(node: &Node, kept: &Kept) -> Result<(), RequestError> {
     let pods: HashSet<Id> = node.pods().iter().map(|pod| pod.id.clone()).collect();
     for (interface, alias) in node.network.owned_links(&node.mark()).stage("list network links")? {
-        let claimed = alias.strip_prefix(&node.mark()).is_some_and(|id| pods.contains(id));
+        let id = alias.strip_prefix(&node.mark()).unwrap_or_default();
+        let claimed = pods.contains(id) || kept.pods.contains(id);
         if !claimed {
             tracing::warn!(interface, "removing a network link that no pod claims");
             node.network.detach(&interface).stage("network")?;
         }
     }
-    sweep_pins(node, &pods)
+    sweep_pins(node, &pods, kept)
 }
 
-async fn sweep_layers(node: &Node) -> Result<(), RequestError> {
+async fn sweep_layers(node: &Node, kept: &Kept) -> Result<(), RequestError> {
     let claimed: HashSet<String> = node
         .pods()
         .iter()
         .flat_map(|pod| pod.view().containers.into_keys().map(|id| id.to_string()).collect::<Vec<_>>())
         .collect();
     for container in node.store.containers() {
-        if !claimed.contains(&container) {
+        if !claimed.contains(&container) && !kept.containers.contains(&container) {
             tracing::warn!(container, "removing a writable layer that no container claims");
             node.store.release(&container).await.stage("writable layer")?;
         }
@@ -217,8 +311,9 @@ async fn sweep_layers(node: &Node) -> Result<(), RequestError> {
     Ok(())
 }
 
-fn sweep_pins(node: &Node, pods: &HashSet<Id>) -> Result<(), RequestError> {
-    let claimed: HashSet<String> = pods.iter().map(|id| node.pin_name(id)).collect();
+fn sweep_pins(node: &Node, pods: &HashSet<Id>, kept: &Kept) -> Result<(), RequestError> {
+    let ids = pods.iter().map(Id::as_str).chain(kept.pods.iter().map(String::as_str));
+    let claimed: HashSet<String> = ids.map(|id| node.pin_name(id)).collect();
     let prefix = format!("crisp-{}-", node.instance);
     for entry in fs::read_dir(&node.config.network.pin_dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -29,19 +29,22 @@ use crate::{
 /// Controllers that CRI's limits need.
 const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
-/// Makes the node and holds the lock on its state directory.
+/// Held as long as the daemon serves.
+pub(crate) type Locks = [File; 2];
+
+/// Makes the node and holds the locks on its state and root directories.
 ///
 /// # Errors
 /// What is missing, and what to do about it.
-pub(crate) async fn node(config: Config) -> Result<(Arc<Node>, File), RequestError> {
+pub(crate) async fn node(config: Config) -> Result<(Arc<Node>, Locks), RequestError> {
     blocking(move || make(config)).await
 }
 
-fn make(config: Config) -> Result<(Arc<Node>, File), RequestError> {
+fn make(config: Config) -> Result<(Arc<Node>, Locks), RequestError> {
     let (root, state) = (PathBuf::from(&config.root), StateDir::new(config.state.clone().into()));
     private_dir(Path::new(&config.root))?;
     private_dir(Path::new(&config.state))?;
-    let lock = lock(&state)?;
+    let locks = [lock(&state.lock(), "state")?, lock(&root.join("lock"), "root")?];
     for directory in [state.pods(), state.staging()] {
         private_dir(&directory)?;
     }
@@ -64,7 +67,7 @@ fn make(config: Config) -> Result<(Arc<Node>, File), RequestError> {
         held_capabilities: held_capabilities()?,
         config,
     });
-    Ok((node, lock))
+    Ok((node, locks))
 }
 
 /// Takes away what the daemon keeps on the host for its pods, when it ends and there are none: bridge, nftables
@@ -94,14 +97,14 @@ fn private_dir(path: &Path) -> Result<(), RequestError> {
         .stage(format_args!("make the directory {}", path.display()))
 }
 
-/// Two daemons on one state directory would fight over its pods.
-fn lock(state: &StateDir) -> Result<File, RequestError> {
-    let path = state.lock();
-    let file = File::create(&path).stage(format_args!("open {}", path.display()))?;
+/// Two daemons on one state directory would fight over its pods, two on one root directory over its images and
+/// over what carries its instance's mark.
+fn lock(path: &Path, which: &str) -> Result<File, RequestError> {
+    let file = File::create(path).stage(format_args!("open {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(RequestError::precondition(format!(
-            "another crisp serves with this state directory: {} is locked",
+            "another crisp serves with this {which} directory: {} is locked",
             path.display()
         ))),
         Err(fs::TryLockError::Error(error)) => Err(error).stage(format_args!("lock {}", path.display())),
@@ -175,10 +178,23 @@ fn instance(root: &Path) -> Result<String, RequestError> {
                 RequestError::unknown(format!("make an instance id: random source: {error}"))
             })?;
             let text = hex(&bytes);
-            fs::write(&path, &text).stage(format_args!("write {}", path.display()))?;
+            write_synced(&path, &text).stage(format_args!("write {}", path.display()))?;
             Ok(text)
         }
         Err(error) => Err(error).stage(format_args!("read {}", path.display())),
+    }
+}
+
+/// Whole or not at all, also after a power cut.
+fn write_synced(path: &Path, text: &str) -> io::Result<()> {
+    let beside = path.with_extension("new");
+    let mut file = File::create(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    match path.parent() {
+        Some(directory) => File::open(directory)?.sync_all(),
+        None => Ok(()),
     }
 }
 

@@ -50,6 +50,10 @@ impl CgroupConfig {
     fn check(&self, problems: &mut Vec<String>) {
         absolute("cgroup.root", &self.root, problems);
         absolute("cgroup.default_parent", &self.default_parent, problems);
+        if self.default_parent.trim_matches('/').is_empty() {
+            problems
+                .push("cgroup.default_parent: the root itself is not crisp's to make and remove".to_owned());
+        }
         if self.driver != "cgroupfs" {
             problems.push(format!(
                 "cgroup.driver: {:?} is not supported; the only one is \"cgroupfs\"",

@@ -7,7 +7,10 @@ use std::{
 };
 
 use crisp_monitor::wire::{Call, Exec};
-use crisp_runtime::{cgroup::Cgroup, oci};
+use crisp_runtime::{
+    cgroup::{Cgroup, CgroupError},
+    oci,
+};
 use crisp_sys::fd::memfd_create_sealed;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -24,6 +27,8 @@ use crate::{
     record::{ContainerPhase, ContainerRecord},
 };
 
+/// What the sub-cgroup of an exec is called, before a random part.
+pub const PREFIX: &str = "exec-";
 /// CRI cuts each stream at 16 MiB.
 const STREAM_BYTES: usize = 16 << 20;
 /// What both streams may come to in one answer: clients take messages of 16 MiB.
@@ -75,7 +80,7 @@ async fn run(
     mut answer: oneshot::Sender<Result<Output, RequestError>>,
 ) {
     let name = match Id::random() {
-        Ok(id) => format!("exec-{}", id.short(12)),
+        Ok(id) => format!("{PREFIX}{}", id.short(12)),
         Err(error) => {
             let _ = answer.send(Err(error));
             return;
@@ -103,15 +108,34 @@ async fn run(
         () = answer.closed() => None,
     };
     link.forget_exec(&name);
-    if !matches!(result, Some(Ok(_))) {
-        let task_cgroup = cgroup.clone();
-        let _ = blocking(move || task_cgroup.kill().stage("kill")).await;
+    let killed = !matches!(result, Some(Ok(_)));
+    if let Err(error) = blocking(move || clean_up(&cgroup, killed)).await {
+        tracing::warn!(container = %record.id, %error, "the exec's cgroup stays until the container's is removed");
     }
-    // Children that the process left running stay in the sub-cgroup, which then goes with the container's.
-    let _ = blocking(move || cgroup.remove(Duration::ZERO).stage("remove")).await;
     if let Some(result) = result {
         let _ = answer.send(result);
     }
+}
+
+/// Takes the exec's cgroup away. `killed`: its processes, too, and the caller hears of the end only after theirs.
+/// Killing is tried again, because the monitor may have been about to clone the process. Children that a process
+/// which ended by itself has left running stay in the cgroup, which then goes with the container's.
+fn clean_up(cgroup: &Cgroup, killed: bool) -> Result<(), RequestError> {
+    if !killed {
+        return match cgroup.remove(Duration::ZERO) {
+            Err(CgroupError::Populated { .. }) => Ok(()),
+            other => other.stage("remove"),
+        };
+    }
+    let mut last = Ok(());
+    for _ in 0..5 {
+        cgroup.kill().stage("kill")?;
+        last = cgroup.remove(Duration::from_secs(2));
+        if !matches!(last, Err(CgroupError::Populated { .. })) {
+            break;
+        }
+    }
+    last.stage("remove")
 }
 
 async fn within(

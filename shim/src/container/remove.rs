@@ -25,8 +25,9 @@ pub async fn container(
     mut ended: watch::Receiver<bool>,
 ) -> Result<(), RequestError> {
     let stage = format!("remove container {}", record.id.short(12));
+    // Whatever the record says: nothing of a removed container may run on.
+    stop::kill(node, record).await?;
     if matches!(record.phase, ContainerPhase::Running { .. }) {
-        stop::kill(node, record).await?;
         stop::wait_killed(record, &mut ended).await?;
     }
     forget_in_monitor(link, &record.id).await.map_err(|error| error.at(&stage))?;

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use crisp_monitor::wire;
 use crisp_proto::runtime::v1 as cri;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -78,6 +79,8 @@ struct Container {
     slot: Slot<ContainerOp>,
     /// Who waits for its creation; `None` once it is over.
     creating: Option<Vec<oneshot::Sender<Result<Id, RequestError>>>>,
+    /// The end of a container whose creation this actor has not been told of yet.
+    early: Option<wire::Exit>,
     /// Becomes true when it has ended.
     ended: watch::Sender<bool>,
     /// When the grace period of the Stop in flight ends; a later Stop can only shorten it.
@@ -90,6 +93,7 @@ impl Container {
             key,
             slot: Slot::default(),
             creating: None,
+            early: None,
             ended: watch::Sender::new(ended),
             deadline: watch::Sender::new(Instant::now()),
         }

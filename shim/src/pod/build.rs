@@ -232,7 +232,7 @@ pub fn pins(node: &Node, record: &SandboxRecord) -> Pins {
     let host = crisp_proto::runtime::v1::NamespaceMode::Node;
     let net = options.network() != host;
     Pins {
-        net: net.then(|| Path::new(&node.config.network.pin_dir).join(node.pin_name(&record.id))),
+        net: net.then(|| Path::new(&node.config.network.pin_dir).join(node.pin_name(record.id.as_str()))),
         ipc: (options.ipc() != host).then(|| own("ipc")).flatten(),
         uts: net.then(|| own("uts")).flatten(),
     }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How long a monitor may take to end its processes before the daemon goes through `cgroup.kill` itself.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const SIGKILL: i32 = 9;
 
 /// Ends the monitor and gives back everything the sandbox holds on the host, but for its directory.
@@ -40,13 +40,14 @@ pub async fn sandbox(
 async fn end_monitor(node: &Arc<Node>, record: &SandboxRecord, link: Option<&Link>) {
     let path = node.state.pod(&record.id).socket();
     let connected = match link {
-        Some(link) => Some(link.clone()),
+        Some(link) => Some((link.clone(), None)),
         None => match timeout(PATIENCE, Link::connect(&path)).await {
-            Ok(Ok((link, _, _))) => Some(link),
+            // The events are held, not read: without a listener the link ends before the answer comes.
+            Ok(Ok((link, events, _))) => Some((link, Some(events))),
             _ => None,
         },
     };
-    if let Some(link) = connected {
+    if let Some((link, _events)) = &connected {
         let asked =
             timeout(PATIENCE, link.call(wire::Call::Shutdown(wire::Shutdown { kill: true }), &[])).await;
         if !matches!(asked, Ok(Ok(_))) {
@@ -156,8 +157,6 @@ pub async fn forget(node: &Arc<Node>, record: &SandboxRecord) -> Result<(), Requ
             node.cgroups.remove_made(&record.cgroup_parent, made).stage("cgroup_parent")?;
         }
         let dir = node.state.pod(&record.id);
-        // A directory under a name that no reader looks at, first: a daemon killed in the middle finds no
-        // half of a sandbox, only litter.
         match fs::remove_dir_all(dir.path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).stage(format_args!("remove {}", dir.path().display()))
@@ -184,13 +183,10 @@ pub fn exit_without_monitor(node: &Node, dir: &PodDir, record: &ContainerRecord)
             oom_killed: exit.oom_killed,
             started_nanos: exit.started_nanos,
         }),
-        Ok(None) => {
-            let started = match record.phase {
-                ContainerPhase::Running { started_nanos } => started_nanos,
-                _ => 0,
-            };
-            policy::lost(started, now_nanos())
-        }
+        Ok(None) => match record.phase {
+            ContainerPhase::Running { started_nanos } => policy::lost(started_nanos, now_nanos()),
+            _ => policy::never_started(now_nanos()),
+        },
         Err(error) => {
             tracing::error!(container = %record.id, %error, "exit record");
             policy::lost(0, now_nanos())

@@ -84,7 +84,13 @@ impl Actor {
             }
             Err(error) => Err(error),
         };
-        let waiting = self.containers.get_mut(id).and_then(|container| container.creating.take());
+        let (waiting, early) = match self.containers.get_mut(id) {
+            Some(container) => (container.creating.take(), container.early.take()),
+            None => (None, None),
+        };
+        if let Some(exit) = early {
+            self.container_exited(&exit);
+        }
         if answer.is_err() {
             // What was queued behind a creation that failed has lost its object: the senders are dropped.
             self.containers.remove(id);
@@ -293,6 +299,13 @@ impl Actor {
         let Some(id) = self.containers.keys().find(|id| id.as_str() == report.container).cloned() else {
             return;
         };
+        if let Some(container) = self.containers.get_mut(&id)
+            && container.creating.is_some()
+        {
+            // Killed from outside between the monitor's answer and ours.
+            container.early = Some(report.clone());
+            return;
+        }
         if let Err(error) = self.end(&id, policy::exit(report)) {
             tracing::error!(container = %id, %error, "exit not recorded");
         }

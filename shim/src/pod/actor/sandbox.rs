@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
+use crisp_monitor::wire::{self, Call, Hello};
 use crisp_proto::runtime::v1::{
     self as cri,
     ContainerEventType::{
         ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
     },
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{Actor, ContainerOp, Done, Reply, SandboxOp};
 use crate::{
     error::RequestError,
+    link::Link,
     pod::{
         build::{self, BuildInput, Built},
         policy, teardown,
@@ -104,11 +106,13 @@ impl Actor {
         }
         let (node, pod) = (self.node.clone(), self.pod.clone());
         self.work(async move {
-            let mut stopped = Ok(());
-            for end in ends {
-                // A container that was removed meanwhile has dropped its reply: that is an end, too.
-                stopped = stopped.and(end.await.unwrap_or(Ok(())));
-            }
+            let link = pod.view().link;
+            let stopped = tokio::select! {
+                biased;
+                stopped = all_ends(ends) => stopped,
+                // No monitor tells of ends: what there is is killed with it.
+                () = silence(link.as_ref()) => Ok(()),
+            };
             if let Err(error) = stopped {
                 return Done::SandboxStopped(Err(error));
             }
@@ -124,9 +128,16 @@ impl Actor {
         let result = result.and_then(|()| {
             self.pod.lock().link = None;
             for (id, record) in self.pod.view().containers {
-                if record.phase == ContainerPhase::Created {
-                    self.end(&id, policy::never_started(now_nanos()))?;
-                }
+                let exit = match record.phase {
+                    ContainerPhase::Created => policy::never_started(now_nanos()),
+                    // The monitor was silent or stuck: nobody has told of this end.
+                    ContainerPhase::Running { .. } => {
+                        teardown::exit_without_monitor(&self.node, &self.dir, &record)
+                    }
+                    ContainerPhase::Creating | ContainerPhase::Exited(_) => continue,
+                };
+                self.end(&id, exit)?;
+                self.tell_end(&id);
             }
             self.change_sandbox(|record| {
                 record.phase = SandboxPhase::Stopped;
@@ -203,5 +214,23 @@ impl Actor {
             tracing::error!(pod = %self.pod.id, "the pod's monitor has died; stopping the pod");
             self.submit_sandbox(SandboxOp::Stop, oneshot::channel().0);
         }
+    }
+}
+
+/// A container that was removed meanwhile has dropped its reply: that is an end, too.
+async fn all_ends(ends: Vec<oneshot::Receiver<Result<(), RequestError>>>) -> Result<(), RequestError> {
+    let mut all = Ok(());
+    for end in ends {
+        all = all.and(end.await.unwrap_or(Ok(())));
+    }
+    all
+}
+
+/// Completes when the monitor does not answer the least of questions, or there is none.
+async fn silence(link: Option<&Link>) {
+    let Some(link) = link else { return };
+    let hello = Call::Hello(Hello { version: wire::VERSION });
+    if timeout(teardown::PATIENCE, link.call(hello, &[])).await.is_ok() {
+        std::future::pending().await
     }
 }
