@@ -6,6 +6,7 @@
 //!
 //! Must not know: pods, CRI's way to spell resources, systemd.
 
+mod devices;
 mod error;
 mod files;
 mod limits;
@@ -13,6 +14,7 @@ mod path;
 mod remove;
 mod stats;
 
+pub use devices::{DeviceAccess, DeviceKind, DeviceProgram, DeviceRule};
 pub use error::CgroupError;
 pub use limits::{Resources, weight};
 pub use path::CgroupPath;

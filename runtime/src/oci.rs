@@ -2,8 +2,8 @@
 //!
 //! Every field that is set and not implemented is an error that names it: a profile that is silently not applied
 //! is worse than a container that does not start. The parts of a spec that are not the child's work are left to
-//! the caller: `linux.resources` and `linux.cgroupsPath` ([`resources`] gives the limits), the PID, network, IPC
-//! and UTS namespaces, `root.path` (the root comes as a descriptor) and annotations.
+//! the caller: `linux.resources` and `linux.cgroupsPath` ([`resources`] gives the limits, [`device_rules`] who may use
+//! which device), the PID, network, IPC and UTS namespaces, `root.path` (the root comes as a descriptor) and annotations.
 //!
 //! Must not know: CRI, files of the host.
 
@@ -14,7 +14,7 @@ mod refuse;
 mod resources;
 
 pub use process::exec_plan;
-pub use resources::resources;
+pub use resources::{device_rules, resources};
 
 use crate::error::PlanError;
 use crate::mounts::Source;
@@ -71,6 +71,8 @@ pub fn plan(spec: &Spec, input: &PlanInput) -> Result<Planned, PlanError> {
     let cgroup_namespace = namespaces(linux.namespaces().as_deref().unwrap_or_default())?;
     if let Some(limits) = linux.resources() {
         resources(limits)?;
+        // Checked only: a BPF program of the cgroup holds them, and whoever makes the cgroup attaches it.
+        device_rules(limits.devices().as_deref().unwrap_or_default())?;
     }
     let mut kinds = vec![Kind::Root(RootMount {
         staging: text("staging", &input.staging)?,

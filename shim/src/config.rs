@@ -56,8 +56,9 @@ keys! {
         driver: String = "cgroupfs".into(),
         /// Parent of pods that come without a cgroup_parent.
         default_parent: String = "/crisp".into(),
-        /// Refuse to start without the controllers cpu, cpuset, memory and pids. When false, pods without limits run
-        /// on such a host, and a limit that cannot hold is an error.
+        /// Refuse to start without the controllers cpu, cpuset, memory and pids, and without device control (BPF).
+        /// When false, pods without limits run on such a host, a limit that cannot hold is an error, and where devices
+        /// cannot be controlled, every container that can make a device node can use the device.
         require_controllers: bool = true,
     }
 }

@@ -8,5 +8,6 @@ pub mod seccomp;
 pub mod signal;
 pub mod spec;
 mod spec_check;
+pub mod spec_devices;
 mod spec_mounts;
 pub mod status;

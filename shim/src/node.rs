@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use crisp_runtime::cgroup::CgroupPath;
+use crisp_runtime::cgroup::{CgroupPath, DeviceProgram};
 
 use crate::{
     cgroups::Cgroups,
@@ -53,6 +53,9 @@ pub struct Node {
     pub ipam: Ipam,
     /// The cgroup tree.
     pub cgroups: Cgroups,
+    /// For containers with nothing special, loaded once; `None` where the host does not allow device control and the
+    /// configuration does not insist on it.
+    pub device_program: Option<DeviceProgram>,
     /// The program that is started for each pod.
     pub monitor: PathBuf,
     /// Capabilities that this process, and so a monitor and its containers, can have at most.
@@ -79,6 +82,8 @@ pub struct Parts {
     pub ipam: Ipam,
     /// See [`Node::cgroups`].
     pub cgroups: Cgroups,
+    /// See [`Node::device_program`].
+    pub device_program: Option<DeviceProgram>,
     /// See [`Node::monitor`].
     pub monitor: PathBuf,
     /// See [`Node::held_capabilities`].
@@ -98,6 +103,7 @@ impl Node {
             network: parts.network,
             ipam: parts.ipam,
             cgroups: parts.cgroups,
+            device_program: parts.device_program,
             monitor: parts.monitor,
             held_capabilities: parts.held_capabilities,
             events: Events::default(),

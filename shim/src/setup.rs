@@ -15,11 +15,13 @@ use crisp_netns::{
     namespaces::ensure_pin_dir,
     network::{Network, NetworkConfig},
 };
+use crisp_runtime::cgroup::DeviceProgram;
 use crisp_sys::mount::{MntFlags, umount2};
 
 use crate::{
     cgroups::Cgroups,
     config::Config,
+    convert::spec_devices::default_rules,
     error::{RequestError, Stage},
     id::hex,
     node::{Node, Parts, blocking},
@@ -63,6 +65,7 @@ fn make(config: Config) -> Result<(Arc<Node>, Locks), RequestError> {
         network,
         ipam,
         cgroups,
+        device_program: device_program(&config)?,
         monitor: monitor(&config)?,
         held_capabilities: held_capabilities()?,
         config,
@@ -129,6 +132,23 @@ fn cgroups(config: &Config) -> Result<Cgroups, RequestError> {
     }
     tracing::warn!(missing, "cgroup v2 controllers are missing; a limit that needs one is refused");
     Ok(cgroups)
+}
+
+/// Loads the program that says which devices containers may use; so a host that does not allow it is found here.
+fn device_program(config: &Config) -> Result<Option<DeviceProgram>, RequestError> {
+    let rules = crisp_runtime::oci::device_rules(&default_rules()?).stage("device rules")?;
+    match DeviceProgram::load(&rules) {
+        Ok(program) => Ok(Some(program)),
+        Err(error) if config.cgroup.require_controllers => Err(RequestError::precondition(format!(
+            "device control: {error}; it needs CAP_BPF or CAP_SYS_ADMIN and a kernel with CONFIG_CGROUP_BPF. With \
+             cgroup.require_controllers = false pods run without, and a container that can make device nodes can use \
+             every device of the host"
+        ))),
+        Err(error) => {
+            tracing::warn!(%error, "no device control: a container that can make device nodes can use every device");
+            Ok(None)
+        }
+    }
 }
 
 fn network(config: &Config) -> Result<(Network, Ipam), RequestError> {

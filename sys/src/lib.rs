@@ -3,6 +3,7 @@
 //!
 //! Must not know: containers, pods, images, networks. Has no policy and does not log.
 
+pub mod bpf;
 pub mod device;
 pub mod errno;
 pub mod fd;

@@ -1,19 +1,18 @@
-//! `linux.resources` of a spec as cgroup limits.
+//! `linux.resources` of a spec as cgroup limits and device rules.
 //!
-//! Must not know: cgroup files.
+//! Must not know: cgroup files, BPF.
 
-use crate::cgroup::Resources;
+use crate::cgroup::{DeviceAccess, DeviceKind, DeviceRule, Resources};
 use crate::error::PlanError;
-use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources};
 
-/// The limits that a spec asks for.
+/// The limits that a spec asks for. `devices` are not among them: whoever makes the cgroup applies [`device_rules`].
 ///
 /// # Errors
 /// [`PlanError::Unsupported`] for a field that is set and has no counterpart in cgroup v2, or is not implemented.
 pub fn resources(spec: &LinuxResources) -> Result<Resources, PlanError> {
     let mut limits = Resources::default();
     let unsupported = [
-        ("devices", spec.devices().as_ref().is_some_and(|list| !list.is_empty())),
         ("blockIO", spec.block_io().is_some()),
         ("network", spec.network().is_some()),
         ("rdma", spec.rdma().as_ref().is_some_and(|map| !map.is_empty())),
@@ -36,6 +35,45 @@ pub fn resources(spec: &LinuxResources) -> Result<Resources, PlanError> {
     let unified = spec.unified().iter().flatten();
     limits.unified = unified.map(|(file, value)| (file.clone(), value.clone())).collect();
     Ok(limits)
+}
+
+/// `linux.resources.devices` as rules for [`crate::cgroup::DeviceProgram`]. An empty list allows nothing.
+///
+/// # Errors
+/// [`PlanError::Invalid`] for a type that is no device's, a negative number other than the wildcard -1, and access that
+/// is not made of `r`, `w` and `m`.
+pub fn device_rules(list: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceRule>, PlanError> {
+    list.iter().enumerate().map(|(index, rule)| device_rule(index, rule)).collect()
+}
+
+fn device_rule(index: usize, rule: &LinuxDeviceCgroup) -> Result<DeviceRule, PlanError> {
+    let invalid = |field: &str, reason: String| {
+        PlanError::invalid(format!("linux.resources.devices[{index}].{field}"), reason)
+    };
+    let kind = match rule.typ() {
+        None | Some(LinuxDeviceType::A) => None,
+        Some(LinuxDeviceType::B) => Some(DeviceKind::Block),
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(DeviceKind::Character),
+        Some(LinuxDeviceType::P) => return Err(invalid("type", "a FIFO is no device".to_owned())),
+    };
+    let number = |field: &str, number: Option<i64>| match number {
+        None | Some(-1) => Ok(None),
+        Some(number) => {
+            u32::try_from(number).map(Some).map_err(|_| invalid(field, format!("device number {number}")))
+        }
+    };
+    let text = rule.access().as_deref().unwrap_or_default();
+    let letter = |letter| match letter {
+        'r' => Ok(DeviceAccess::READ),
+        'w' => Ok(DeviceAccess::WRITE),
+        'm' => Ok(DeviceAccess::MKNOD),
+        _ => Err(invalid("access", format!("{text:?} is not made of r, w and m"))),
+    };
+    let access = text
+        .chars()
+        .try_fold(DeviceAccess::empty(), |access, one| Ok::<_, PlanError>(access | letter(one)?))?;
+    let (major, minor) = (number("major", rule.major())?, number("minor", rule.minor())?);
+    Ok(DeviceRule { allow: rule.allow(), kind, major, minor, access })
 }
 
 fn memory(spec: &LinuxMemory, limits: &mut Resources) -> Result<(), PlanError> {

@@ -271,3 +271,57 @@ fn limits_are_taken_from_the_spec() {
     };
     assert_eq!(resources(&limits).unwrap(), expected);
 }
+
+fn rules(value: Value) -> Result<Vec<crate::cgroup::DeviceRule>, String> {
+    let list: Vec<spec::LinuxDeviceCgroup> = serde_json::from_value(value).unwrap();
+    device_rules(&list).map_err(|error| error.to_string())
+}
+
+#[test]
+fn device_rules_are_taken_from_the_spec() {
+    use crate::cgroup::{DeviceAccess, DeviceKind, DeviceRule};
+    let read = rules(json!([
+        {"allow": false, "access": "rwm"},
+        {"allow": true, "type": "c", "major": 136, "minor": -1, "access": "wr"},
+        {"allow": true, "type": "b", "major": 8, "minor": 0, "access": "m"}
+    ]));
+    let (access, all) = (DeviceAccess::READ | DeviceAccess::WRITE, DeviceAccess::all());
+    let (kind, major) = (Some(DeviceKind::Character), Some(136));
+    let expected = [
+        DeviceRule { allow: false, access: all, ..DeviceRule::ALLOW_ALL },
+        DeviceRule { allow: true, kind, major, minor: None, access },
+        DeviceRule {
+            allow: true,
+            kind: Some(DeviceKind::Block),
+            major: Some(8),
+            minor: Some(0),
+            access: DeviceAccess::MKNOD,
+        },
+    ];
+    assert_eq!(read.unwrap(), expected);
+    assert_eq!(
+        rules(json!([{"allow": true, "type": "a", "access": "rwm"}])),
+        Ok(vec![DeviceRule::ALLOW_ALL])
+    );
+}
+
+#[test]
+fn device_rules_that_make_no_sense_are_named() {
+    let refused = |rule: Value| rules(json!([{"allow": false}, rule])).unwrap_err();
+    assert_eq!(
+        refused(json!({"allow": true, "type": "p"})),
+        "linux.resources.devices[1].type: a FIFO is no device"
+    );
+    assert_eq!(
+        refused(json!({"allow": true, "major": -2})),
+        "linux.resources.devices[1].major: device number -2"
+    );
+    assert_eq!(
+        refused(json!({"allow": true, "access": "rx"})),
+        "linux.resources.devices[1].access: \"rx\" is not made of r, w and m"
+    );
+    assert_eq!(
+        self::refused("/linux/resources", json!({"devices": [{"allow": true, "type": "p"}]})),
+        "linux.resources.devices[0].type: a FIFO is no device"
+    );
+}

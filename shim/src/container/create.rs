@@ -19,7 +19,7 @@ use crisp_runtime::{
 };
 use crisp_sys::fd::memfd_create_sealed;
 
-use super::remove;
+use super::{devices, remove};
 use crate::{
     convert::{
         resources, seccomp, signal,
@@ -110,6 +110,7 @@ fn prepare(
     make_mount_sources(&record.config)?;
     let cgroup = node.cgroups.create_in(&sandbox.cgroup_parent, id.as_str()).stage("make its cgroup")?;
     cgroup.apply(&wanted).stage("linux.resources")?;
+    devices::control(node, &cgroup, &record.spec)?;
     watch.lap("cgroup");
     let sources = planned.open_sources().stage("open the sources of its mounts")?;
     let plan = memfd_create_sealed("plan", &prost::Message::encode_to_vec(&planned.plan)).stage("plan")?;
@@ -196,6 +197,7 @@ fn new_record(
             .map(|(destination, name)| (destination, dir.file(name)))
             .into();
     let host_ipc = !dir.shm().exists();
+    let devices = devices::for_container(&config, node.device_program.is_some())?;
     let spec = spec::spec(&SpecInput {
         config: &config,
         image: &image.config,
@@ -207,7 +209,8 @@ fn new_record(
         seccomp: seccomp::choose(&spec::security(&config))?,
         default_capabilities: &node.config.container.capabilities,
         held_capabilities: node.held_capabilities,
-        host_devices: super::devices::for_container(&config)?,
+        devices: devices.nodes,
+        device_rules: devices.rules,
     })?;
     let asked = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
     let log_path = match (sandbox.config.log_directory.as_str(), config.log_path.as_str()) {

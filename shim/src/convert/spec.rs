@@ -8,8 +8,9 @@ use std::{collections::HashSet, path::PathBuf};
 use crisp_image::ImageConfig;
 use crisp_proto::runtime::v1 as cri;
 use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxNamespaceBuilder,
-    LinuxNamespaceType, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxDeviceCgroup,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, ProcessBuilder, RootBuilder, Spec,
+    SpecBuilder, UserBuilder,
 };
 
 pub use super::spec_check::{PidMode, check};
@@ -45,8 +46,10 @@ pub struct SpecInput<'a> {
     pub default_capabilities: &'a [String],
     /// Capabilities that crisp itself holds, as a bit mask: it cannot give others.
     pub held_capabilities: u64,
-    /// For privileged containers: every device node of the host.
-    pub host_devices: Vec<LinuxDevice>,
+    /// Device nodes besides those that every container has.
+    pub devices: Vec<LinuxDevice>,
+    /// Which devices may be used how.
+    pub device_rules: Vec<LinuxDeviceCgroup>,
 }
 
 /// Builds the spec.
@@ -56,11 +59,16 @@ pub struct SpecInput<'a> {
 pub fn spec(input: &SpecInput<'_>) -> Result<Spec, RequestError> {
     let security = security(input.config);
     let privileged = security.privileged;
+    let resources = LinuxResourcesBuilder::default()
+        .devices(input.device_rules.clone())
+        .build()
+        .stage("spec: linux.resources")?;
     let linux = LinuxBuilder::default()
         .namespaces(namespaces(privileged)?)
         .masked_paths(if privileged { vec![] } else { security.masked_paths.clone() })
         .readonly_paths(if privileged { vec![] } else { security.readonly_paths.clone() })
-        .devices(input.host_devices.clone())
+        .devices(input.devices.clone())
+        .resources(resources)
         .build()
         .stage("spec: linux")?;
     let root = RootBuilder::default()
@@ -336,7 +344,8 @@ mod tests {
             seccomp: None,
             default_capabilities: &defaults,
             held_capabilities: u64::MAX,
-            host_devices: vec![],
+            devices: vec![],
+            device_rules: vec![],
         })
     }
 

@@ -2,7 +2,7 @@
 
 use crisp_proto::runtime::v1 as cri;
 
-use super::{sandbox::check_absolute, spec::security};
+use super::{sandbox::check_absolute, spec::security, spec_devices};
 use crate::error::RequestError;
 
 /// Which PID namespace the container lives in.
@@ -38,9 +38,7 @@ pub fn check(
     if config.tty {
         return Err(RequestError::unsupported("tty"));
     }
-    if let Some(device) = config.devices.first() {
-        return Err(RequestError::unsupported(&format!("devices ({})", device.host_path)));
-    }
+    spec_devices::check(&config.devices)?;
     if let Some(device) = config.cdi_devices.first() {
         return Err(RequestError::unsupported(&format!("CDI_devices ({})", device.name)));
     }
@@ -214,10 +212,9 @@ mod tests {
     fn what_is_not_there_yet_is_refused_by_name() {
         let tty = refused(&cri::ContainerConfig { tty: true, ..config() });
         assert_eq!((tty.class, tty.text.contains("tty")), (Class::Unimplemented, true));
-        let device = cri::Device { host_path: "/dev/fuse".into(), ..Default::default() };
-        assert!(
-            refused(&cri::ContainerConfig { devices: vec![device], ..config() }).text.contains("/dev/fuse")
-        );
+        let cdi = cri::CdiDevice { name: "vendor.com/gpu=0".into() };
+        let cdi = refused(&cri::ContainerConfig { cdi_devices: vec![cdi], ..config() });
+        assert_eq!((cdi.class, cdi.text.contains("vendor.com/gpu=0")), (Class::Unimplemented, true));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod container;
 mod contract;
 mod crictl;
 mod daemon;
+mod devices;
 mod limits;
 mod logs;
 mod network;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         processes::CASES,
         sandbox::CASES,
         container::CASES,
+        devices::CASES,
         pods::CASES,
         crictl::CASES,
         logs::CASES,
