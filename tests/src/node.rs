@@ -202,7 +202,10 @@ hosts_dir = "{hosts}"
     /// # Errors
     /// It does not; the error says what is left over.
     pub fn wait_for_return(&self, before: &Snapshot) -> Result<()> {
-        before.wait_for_return(&self.scope, Duration::from_secs(60))
+        before.wait_for_return(&self.scope, Duration::from_secs(60)).with_context(|| {
+            let lives = self.daemon_pid().is_ok_and(host::lives);
+            if lives { "the daemon runs".to_owned() } else { "the daemon has ended".to_owned() }
+        })
     }
 
     /// Where this node's things are.
