@@ -186,16 +186,27 @@ impl Cgroup {
         limits::apply(self.dir.as_fd(), &self.location, resources)
     }
 
-    /// Kills every process in it and below (`cgroup.kill`).
+    /// Kills every process in it and below (`cgroup.kill`). One that was removed meanwhile has none.
     ///
     /// # Errors
     /// `ENOENT` before Linux 5.14.
     pub fn kill(&self) -> Result<(), CgroupError> {
-        files::write(self.dir.as_fd(), "cgroup.kill", "1").map_err(|errno| CgroupError::Write {
-            file: self.location.join("cgroup.kill"),
-            value: "1".to_owned(),
-            errno,
-        })
+        match files::write(self.dir.as_fd(), "cgroup.kill", "1") {
+            // Somebody else's removal came between the opening of this directory and the write.
+            Err(Errno::ENODEV) => Ok(()),
+            // Or before the file was opened; `cgroup.procs` tells that from an old kernel.
+            Err(Errno::ENOENT)
+                if files::open(self.dir.as_fd(), "cgroup.procs", libc::O_RDONLY).err()
+                    == Some(Errno::ENOENT) =>
+            {
+                Ok(())
+            }
+            written => written.map_err(|errno| CgroupError::Write {
+                file: self.location.join("cgroup.kill"),
+                value: "1".to_owned(),
+                errno,
+            }),
+        }
     }
 
     /// Reads `cgroup.events`.

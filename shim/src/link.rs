@@ -104,11 +104,14 @@ impl Link {
         };
         let _forget = Forget { inner: &self.0, id };
         let request = wire::Request { id, call: Some(call) };
-        self.0
-            .socket
-            .async_io(Interest::WRITABLE, || client::send(self.0.socket.as_fd(), &request, fds))
-            .await
-            .stage("send to the monitor")?;
+        let send = || client::send(self.0.socket.as_fd(), &request, fds);
+        match self.0.socket.async_io(Interest::WRITABLE, send).await {
+            // The monitor has ended between the look at `replies` and here. The reader finds that too and ends the
+            // wait below, after it has passed on the exits that this end means.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {}
+            sent => sent.stage("send to the monitor")?,
+        }
         let (body, fds) = match timeout(SILENT_AFTER, &mut receiver).await {
             Ok(reply) => reply,
             Err(_) => {

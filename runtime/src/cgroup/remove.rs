@@ -80,8 +80,11 @@ fn wait_until_empty(location: &Path, deadline: Instant) -> Result<(), CgroupErro
         Err(Errno::ENOENT) => return Ok(()),
         answer => answer.map_err(|errno| sys("open", errno))?,
     };
-    let watched = files::open(dir.as_fd(), "cgroup.events", libc::O_RDONLY);
-    let watched = watched.map_err(|errno| sys("open", errno))?;
+    let watched = match files::open(dir.as_fd(), "cgroup.events", libc::O_RDONLY) {
+        // Every cgroup below the root has this file: it was removed since its directory was opened.
+        Err(Errno::ENOENT | Errno::ENODEV) => return Ok(()),
+        answer => answer.map_err(|errno| sys("open", errno))?,
+    };
     let poll = Poll::new()?;
     poll.add_priority(&watched, 0)?;
     let mut events = Vec::new();
