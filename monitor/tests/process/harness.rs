@@ -1,6 +1,10 @@
 //! One monitor under test: started as the daemon starts it, in private namespaces, with a busybox root and
 //! cgroups of its own; everything is taken away again when it is dropped.
 
+mod cgroup;
+mod log;
+mod plan;
+
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,122 +16,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crisp_monitor::client::{Client, ClientError};
 use crisp_monitor::record;
 use crisp_monitor::wire::{
-    Body, Call, ContainerRef, Create, Exec, Exit, Failure, FailureKind, Hello, Pid, PidNamespace, PodState,
-    Shutdown, Signal, StartInit,
+    Body, Call, ContainerRef, Create, Exec, Exit, Failure, FailureKind, Hello, Pid, PodState, Shutdown,
+    Signal, StartInit,
 };
-use crisp_runtime::plan::{Capabilities, Device, Kind, NewMount, Op, Pivot, Plan, Process, RootMount};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crisp_runtime::plan::Plan;
 use prost::Message as _;
+
+pub(crate) use cgroup::Cgroup;
+pub(crate) use log::{Line, line, parse_log, written};
+pub(crate) use plan::Spec;
+use plan::{container_plan, process};
 
 /// Longest wait for something that has to happen; reached only when it does not.
 const PATIENCE: nix::sys::time::TimeVal = nix::sys::time::TimeVal::new(60, 0);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
-
-/// A cgroup (controllers are not needed) that is killed and removed when dropped.
-pub(crate) struct Cgroup {
-    pub(crate) path: PathBuf,
-}
-
-impl Cgroup {
-    fn top() -> PathBuf {
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-        let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
-        let mount = line.expect("these tests need a cgroup2 mount").split(' ').nth(1).unwrap();
-        PathBuf::from(mount)
-    }
-
-    fn new(path: PathBuf) -> Self {
-        std::fs::create_dir(&path).unwrap();
-        Cgroup { path }
-    }
-
-    pub(crate) fn child(&self, name: &str) -> Cgroup {
-        Cgroup::new(self.path.join(name))
-    }
-
-    pub(crate) fn open(&self) -> OwnedFd {
-        File::open(&self.path).unwrap().into()
-    }
-
-    /// Waits until no process is left in it.
-    fn wait_empty(&self) {
-        let mut file = File::open(self.path.join("cgroup.events")).unwrap();
-        loop {
-            let mut text = String::new();
-            std::io::Seek::rewind(&mut file).unwrap();
-            file.read_to_string(&mut text).unwrap();
-            if text.contains("populated 0") {
-                return;
-            }
-            let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
-            assert_ne!(
-                poll(&mut fds, PollTimeout::from(60_000u16)).unwrap(),
-                0,
-                "{:?} stays populated",
-                self.path
-            );
-        }
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        if std::fs::write(self.path.join("cgroup.kill"), "1").is_ok() {
-            self.wait_empty();
-        }
-        remove_below(&self.path);
-    }
-}
-
-fn remove_below(path: &Path) {
-    for entry in std::fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_below(&entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(path);
-}
-
-/// How to create a container.
-pub(crate) struct Spec {
-    pub(crate) script: String,
-    pub(crate) args: Vec<String>,
-    pub(crate) pid: PidNamespace,
-    pub(crate) stdin: bool,
-    pub(crate) line_bytes: u32,
-}
-
-impl Spec {
-    /// A container that runs `script` in busybox' shell.
-    pub(crate) fn sh(script: &str) -> Self {
-        Spec {
-            script: script.to_owned(),
-            args: Vec::new(),
-            pid: PidNamespace::Own,
-            stdin: false,
-            line_bytes: 0,
-        }
-    }
-
-    pub(crate) fn in_pid(mut self, pid: PidNamespace) -> Self {
-        self.pid = pid;
-        self
-    }
-
-    pub(crate) fn with_stdin(mut self) -> Self {
-        self.stdin = true;
-        self
-    }
-
-    fn args(&self) -> Vec<Vec<u8>> {
-        if self.args.is_empty() {
-            ["/bin/busybox", "sh", "-c", &self.script].map(|arg| arg.as_bytes().to_vec()).to_vec()
-        } else {
-            self.args.iter().map(|arg| arg.as_bytes().to_vec()).collect()
-        }
-    }
-}
 
 /// The built binary; `CRISP_MONITOR` names another one (the static build) to put to the same tests.
 fn monitor_binary() -> std::ffi::OsString {
@@ -218,45 +121,33 @@ impl Drop for Pod {
     }
 }
 
-/// A line of a CRI log.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Line {
-    pub(crate) stream: String,
-    pub(crate) tag: String,
-    pub(crate) content: Vec<u8>,
-}
-
-pub(crate) fn line(stream: &str, tag: &str, content: &str) -> Line {
-    Line { stream: stream.into(), tag: tag.into(), content: content.as_bytes().to_vec() }
-}
-
-/// Reads a log file; every line must be one of the CRI format.
-pub(crate) fn parse_log(bytes: &[u8]) -> Vec<Line> {
-    assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "the last line is not whole");
-    bytes
-        .split_inclusive(|byte| *byte == b'\n')
-        .map(|line| {
-            let mut parts = line[..line.len() - 1].splitn(4, |byte| *byte == b' ');
-            let mut text = || String::from_utf8(parts.next().expect("four fields").to_vec()).unwrap();
-            let (stamp, stream, tag) = (text(), text(), text());
-            assert_eq!((stamp.len(), &stamp[29..]), (30, "Z"), "timestamp {stamp}");
-            assert!(stream == "stdout" || stream == "stderr", "stream {stream}");
-            assert!(tag == "F" || tag == "P", "tag {tag}");
-            Line { stream, tag, content: parts.next().expect("four fields").to_vec() }
-        })
-        .collect()
-}
-
-/// What the program wrote to `stream`, put together again.
-pub(crate) fn written(lines: &[Line], stream: &str) -> Vec<u8> {
-    let mut out = Vec::new();
-    for line in lines.iter().filter(|line| line.stream == stream) {
-        out.extend_from_slice(&line.content);
-        if line.tag == "F" {
-            out.push(b'\n');
+/// Yields until `holds`; gives up after a number of rounds that no working monitor needs.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1_000_000 {
+        if holds() {
+            return;
         }
+        std::thread::yield_now();
     }
-    out
+    panic!("never came true: {what}");
+}
+
+/// Everything up to the end.
+pub(crate) fn read_all(mut file: File) -> String {
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Whether the process exists and has not ended.
+pub(crate) fn alive(pid: i32) -> bool {
+    crisp_sys::process::stat(pid).is_ok_and(|stat| stat.state != 'Z')
+}
+
+/// Pids of the direct children.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    text.split_ascii_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 /// A daemon's connection to the pod's monitor.
@@ -428,60 +319,4 @@ pub(crate) fn is(failure: &Failure, kind: FailureKind) -> bool {
 
 fn open_root(path: &Path) -> OwnedFd {
     crisp_sys::mount::open_tree_clone(None, path, true).unwrap()
-}
-
-fn process(args: Vec<Vec<u8>>) -> Process {
-    // What container runtimes usually leave: a machine may lack others.
-    let usual = 0xa804_25fb;
-    Process {
-        args,
-        env: vec![b"PATH=/bin".to_vec()],
-        cwd: "/".into(),
-        uid: 0,
-        gid: 0,
-        groups: Vec::new(),
-        capabilities: Some(Capabilities {
-            bounding: usual,
-            effective: usual,
-            permitted: usual,
-            inheritable: 0,
-            ambient: 0,
-        }),
-        no_new_privs: true,
-        oom_score_adj: Some(0),
-        rlimits: Vec::new(),
-        umask: 0o022,
-        ..Process::default()
-    }
-}
-
-fn container_plan(staging: &Path, args: Vec<Vec<u8>>) -> Plan {
-    let root = RootMount { staging: staging.to_str().unwrap().to_owned(), propagation: libc::MS_PRIVATE };
-    let mount = |target: &str, fstype: &str| {
-        Kind::Mount(NewMount {
-            target: target.into(),
-            fstype: fstype.into(),
-            options: Vec::new(),
-            attributes: 0,
-        })
-    };
-    let device = |path: &str, minor| {
-        let (path, mode) = (path.to_owned(), libc::S_IFCHR | 0o666);
-        Kind::Device(Device { path, mode, major: 1, minor, uid: 0, gid: 0 })
-    };
-    let ops = [
-        Kind::Root(root),
-        mount("/proc", "proc"),
-        mount("/dev", "tmpfs"),
-        // A shell opens it for every background job.
-        device("/dev/null", 3),
-        device("/dev/zero", 5),
-        Kind::Pivot(Pivot { readonly: false }),
-    ];
-    Plan {
-        ops: ops.into_iter().map(|kind| Op { kind: Some(kind) }).collect(),
-        process: Some(process(args)),
-        fds: 1,
-        cgroup_namespace: true,
-    }
 }
