@@ -28,7 +28,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What to do.
-    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20")]
     pub call: Option<Call>,
 }
 
@@ -38,12 +38,13 @@ pub enum Call {
     /// Says who calls, and subscribes this connection to events. Answer: [`Answer::Pod`].
     #[prost(message, tag = "2")]
     Hello(Hello),
-    /// Starts the init of the pod's shared PID namespace. Fds: `[cgroup dir]`. Answer: [`Answer::Init`]. When it dies
-    /// after that, everything else in the pod is killed and the monitor ends once all exits are announced.
+    /// Starts the init of the pod's shared PID namespace. Fds: `[cgroup dir]`, none when held. Answer:
+    /// [`Body::Init`], or [`Body::Held`]. When it dies after that, everything else in the pod is killed and the monitor ends once all exits are announced.
     #[prost(message, tag = "3")]
     StartInit(StartInit),
     /// Clones a container up to the point where only `execve` is missing.
-    /// Fds: `[plan memfd, cgroup dir, exit record, root mount, mount sources...]`. Answer: [`Answer::Created`].
+    /// Fds: `[plan memfd, cgroup dir, exit record, root mount, mount sources...]`, without the cgroup when held.
+    /// Answer: [`Body::Created`], or [`Body::Held`].
     #[prost(message, tag = "4")]
     Create(Create),
     /// Lets a created container execute its program. Answer: [`Answer::Started`].
@@ -69,6 +70,10 @@ pub enum Call {
     /// Asks for the container's root mount. Answer: [`Answer::Done`] with fds `[root mount]`.
     #[prost(message, tag = "11")]
     RootFd(ContainerRef),
+    /// Says that a held process is in its cgroup now: it goes on. Fds: `[cgroup dir]`. Answer: [`Body::Created`], for
+    /// the pod's init [`Body::Init`].
+    #[prost(message, tag = "20")]
+    Placed(Placed),
 }
 
 /// First message of a connection.
@@ -85,6 +90,17 @@ pub struct StartInit {
     /// `oom_score_adj` of the init.
     #[prost(sint32, tag = "1")]
     pub oom_score_adj: i32,
+    /// See [`Create::hold`].
+    #[prost(bool, tag = "20")]
+    pub hold: bool,
+}
+
+/// See [`Call::Placed`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Placed {
+    /// The container's id; empty: the pod's init.
+    #[prost(string, tag = "1")]
+    pub container: String,
 }
 
 /// Names a container of this pod.
@@ -128,6 +144,10 @@ pub struct Create {
     /// CRI `stdin`: keep a pipe open as the container's standard input instead of `/dev/null`.
     #[prost(bool, tag = "6")]
     pub stdin: bool,
+    /// Clone the process into the monitor's own cgroup, answer with [`Body::Held`], and let it do nothing until
+    /// [`Call::Placed`]: somebody else (systemd) makes the cgroup around it.
+    #[prost(bool, tag = "20")]
+    pub hold: bool,
 }
 
 /// See [`Call::Signal`].
@@ -167,7 +187,7 @@ pub struct Message {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is said.
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 20")]
     pub body: Option<Body>,
 }
 
@@ -201,6 +221,9 @@ pub enum Body {
     /// Event: an exec'd process has ended.
     #[prost(message, tag = "10")]
     ExecExited(ExecExit),
+    /// Answer to a [`Call::Create`] or [`Call::StartInit`] that holds: the process that waits for its cgroup.
+    #[prost(message, tag = "20")]
+    Held(Pid),
 }
 
 /// Nothing.

@@ -60,10 +60,12 @@ pub enum Step {
     Execute = 16,
     /// The seccomp filter, and giving up what was needed to install it.
     Seccomp = 17,
+    /// Waiting to be put into its cgroup.
+    Cgroup = 18,
 }
 
 impl Step {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::Born,
         Self::Reset,
         Self::OomScore,
@@ -82,6 +84,7 @@ impl Step {
         Self::Waiting,
         Self::Execute,
         Self::Seccomp,
+        Self::Cgroup,
     ];
 
     /// The step of a number that came over the report socket or out of the shared word.
@@ -157,12 +160,28 @@ impl Voice<'_> {
     fn wait_for_go(&self) -> Result<(), Failure> {
         self.step(Step::Waiting, || {
             path::write(self.control, &encode(Step::Waiting, 0, 0))?;
-            match path::read(self.control, &mut [0; 1])? {
-                1 => Ok(()),
-                // The monitor is gone.
-                _ => Err(Errno::EPIPE),
-            }
+            self.hear_word()
         })
+    }
+
+    /// Waits until the parent says that it has put this process into its cgroup. Before anything else: memory that is
+    /// used earlier is charged elsewhere, and a cgroup namespace begins where its maker is. `parents_end` is this
+    /// process's copy of the other end of `control`: with it open, the end of the parent would not be heard.
+    pub(crate) fn wait_for_cgroup(&self, parents_end: BorrowedFd<'_>) -> Result<(), Failure> {
+        self.step(Step::Cgroup, || {
+            let end = parents_end.as_raw_fd() as u32;
+            // SAFETY: the parent's variable owns it; nothing in this copy of the process uses or drops it.
+            unsafe { process::close_range(end, end) }?;
+            self.hear_word()
+        })
+    }
+
+    fn hear_word(&self) -> Result<(), Errno> {
+        match path::read(self.control, &mut [0; 1])? {
+            1 => Ok(()),
+            // The monitor is gone.
+            _ => Err(Errno::EPIPE),
+        }
     }
 }
 
@@ -171,6 +190,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) ready: &'a Ready,
     pub(crate) voice: Voice<'a>,
     pub(crate) stdio: [BorrowedFd<'a>; 3],
+    /// It is born outside of its cgroup and waits until it was moved there; the other end of `voice.control`.
+    pub(crate) held: Option<BorrowedFd<'a>>,
     /// Exec: the container's first process, whose mount and cgroup namespaces are joined.
     pub(crate) target: Option<BorrowedFd<'a>>,
 }
@@ -178,18 +199,21 @@ pub(crate) struct Errand<'a> {
 /// Clones a child that runs the errand.
 pub(crate) fn clone(
     flags: CloneFlags,
-    cgroup: BorrowedFd<'_>,
+    cgroup: Option<BorrowedFd<'_>>,
     errand: &Errand<'_>,
 ) -> Result<Cloned, SysError> {
     // SAFETY: the child calls nothing but `run`, which makes raw system calls on prepared data only and never
     // returns; so this holds in a process with several threads (tests), too.
-    unsafe { clone3(flags, Some(cgroup), || run(errand)) }
+    unsafe { clone3(flags, cgroup, || run(errand)) }
 }
 
 /// Runs in the child: never returns.
 fn run(errand: &Errand<'_>) -> ! {
     let task = &errand.ready.task;
     let steps = || {
+        if let Some(parents_end) = errand.held {
+            errand.voice.wait_for_cgroup(parents_end)?;
+        }
         prepare(errand)?;
         errand.voice.wait_for_go()?;
         // With no_new_privs a filter needs no privilege, and so comes last: it has to allow execve and nothing else.

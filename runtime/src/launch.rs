@@ -45,7 +45,7 @@ pub struct Stdio {
 
 /// Clones a container's first process into `cgroup` and its namespaces, up to the point where only `execve` is
 /// missing: it reports [`Report::Ready`] then and waits for [`Child::go`]. Network, IPC and UTS namespaces are the
-/// caller's.
+/// caller's. Without a cgroup it is born into the caller's and waits for [`Child::placed`] before anything else.
 ///
 /// # Errors
 /// [`LaunchError::Gone`] when the process behind [`PidNs::Join`] has ended; [`LaunchError::Sys`] when the kernel
@@ -53,7 +53,7 @@ pub struct Stdio {
 pub fn start(
     prepared: &Prepared,
     pid: PidNs<'_>,
-    cgroup: BorrowedFd<'_>,
+    cgroup: Option<BorrowedFd<'_>>,
     stdio: Stdio,
 ) -> Result<Child, LaunchError> {
     if prepared.ready.ops.is_empty() {
@@ -80,7 +80,7 @@ pub fn exec(
         return Err(LaunchError::Plan("the plan of an exec has operations"));
     }
     let join = Some((target, "container"));
-    let birth = Birth { flags: CloneFlags::empty(), cgroup, join, target: Some(target) };
+    let birth = Birth { flags: CloneFlags::empty(), cgroup: Some(cgroup), join, target: Some(target) };
     let mut child = launch(prepared, birth, stdio)?;
     match child.go() {
         // It has failed already; its report says why.
@@ -91,17 +91,17 @@ pub fn exec(
 
 /// Clones the first process of a shared PID namespace: see [`crate::init`]'s `pod`. It reports [`Report::Ready`]
 /// once it has given everything up, then [`Report::Executed`], and ends on SIGTERM or SIGINT from outside of the
-/// namespace.
+/// namespace. Without a cgroup it waits for [`Child::placed`] first.
 ///
 /// # Errors
 /// [`LaunchError::Sys`] when the kernel refused a call.
-pub fn pod_init(cgroup: BorrowedFd<'_>, oom_score_adj: i32) -> Result<Child, LaunchError> {
+pub fn pod_init(cgroup: Option<BorrowedFd<'_>>, oom_score_adj: i32) -> Result<Child, LaunchError> {
     let (ours, theirs) = crisp_sys::socket::socketpair()?;
     let progress = SharedWord::new()?;
     let voice = Voice { control: theirs.as_fd(), progress: &progress };
     let flags = CloneFlags::NEWNS | CloneFlags::NEWPID;
     let blocked = BlockedSignals::all()?;
-    let cloned = init::pod::clone(flags, cgroup, &voice, oom_score_adj)?;
+    let cloned = init::pod::clone(flags, cgroup, &voice, ours.as_fd(), oom_score_adj)?;
     drop(blocked);
     Child::new(cloned, ours, progress, Role::PodInit)
 }
@@ -109,7 +109,7 @@ pub fn pod_init(cgroup: BorrowedFd<'_>, oom_score_adj: i32) -> Result<Child, Lau
 /// How a child is born.
 struct Birth<'a> {
     flags: CloneFlags,
-    cgroup: BorrowedFd<'a>,
+    cgroup: Option<BorrowedFd<'a>>,
     /// Whose PID namespace, and what to call that process when it is gone.
     join: Option<(BorrowedFd<'a>, &'static str)>,
     target: Option<BorrowedFd<'a>>,
@@ -122,6 +122,7 @@ fn launch(prepared: &Prepared, birth: Birth<'_>, stdio: Stdio) -> Result<Child, 
         ready: &prepared.ready,
         voice: Voice { control: theirs.as_fd(), progress: &progress },
         stdio: [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()],
+        held: birth.cgroup.is_none().then(|| ours.as_fd()),
         target: birth.target,
     };
     // No handler of the parent may run in the child; it opens its mask again when all is reset.

@@ -90,6 +90,7 @@ mod tests {
                 log_path: "web/0.log".into(),
                 log_line_bytes: 8192,
                 stdin: true,
+                hold: true,
             })),
         }
     }

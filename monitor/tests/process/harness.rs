@@ -199,6 +199,7 @@ impl Daemon<'_> {
             log_path: format!("{id}/0.log"),
             log_line_bytes: spec.line_bytes,
             stdin: spec.stdin,
+            hold: false,
         });
         (call, vec![plan, cgroup, record.into(), open_root(&dir.join("root"))])
     }
@@ -234,7 +235,7 @@ impl Daemon<'_> {
 
     pub(crate) fn refused_init(&mut self) -> Failure {
         let cgroup = self.pod.cgroup.open();
-        self.refused(Call::StartInit(StartInit { oom_score_adj: 0 }), &[cgroup.as_fd()])
+        self.refused(Call::StartInit(StartInit::default()), &[cgroup.as_fd()])
     }
 
     /// Creates and starts.
@@ -264,7 +265,7 @@ impl Daemon<'_> {
 
     pub(crate) fn start_init(&mut self) -> Pid {
         let cgroup = std::mem::ManuallyDrop::new(self.pod.cgroup.child("init")).open();
-        match self.call(Call::StartInit(StartInit { oom_score_adj: 0 }), &[cgroup.as_fd()]) {
+        match self.call(Call::StartInit(StartInit::default()), &[cgroup.as_fd()]) {
             (Body::Init(pid), _) => pid,
             other => panic!("{other:?}"),
         }

@@ -7,6 +7,7 @@
 mod daemon;
 mod exec;
 mod harness;
+mod held;
 mod life;
 mod output;
 mod pid_namespace;

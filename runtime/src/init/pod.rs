@@ -16,20 +16,23 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// The unprivileged user: `nobody`.
 const NOBODY: u32 = 65534;
 
-/// Clones the init.
+/// Clones the init. Without a cgroup it waits for being moved into one; `parents_end` is the other end of what it is
+/// told through.
 pub(crate) fn clone(
     flags: CloneFlags,
-    cgroup: BorrowedFd<'_>,
+    cgroup: Option<BorrowedFd<'_>>,
     voice: &Voice<'_>,
+    parents_end: BorrowedFd<'_>,
     oom_score_adj: i32,
 ) -> Result<Cloned, SysError> {
     // SAFETY: the child calls nothing but `run`, which makes raw system calls only and never returns.
-    unsafe { clone3(flags, Some(cgroup), || run(voice, oom_score_adj)) }
+    unsafe { clone3(flags, cgroup, || run(voice, cgroup.is_none().then_some(parents_end), oom_score_adj)) }
 }
 
 /// Runs in the child: never returns.
-fn run(voice: &Voice<'_>, oom_score_adj: i32) -> ! {
-    if let Err(failure) = prepare(voice, oom_score_adj) {
+fn run(voice: &Voice<'_>, held: Option<BorrowedFd<'_>>, oom_score_adj: i32) -> ! {
+    let placed = held.map_or(Ok(()), |parents_end| voice.wait_for_cgroup(parents_end));
+    if let Err(failure) = placed.and_then(|()| prepare(voice, oom_score_adj)) {
         voice.fail(failure);
     }
     // There is nothing to execute; what comes now is all there is to come.

@@ -82,6 +82,18 @@ impl Child {
     /// # Errors
     /// [`LaunchError::Died`] when it has ended.
     pub fn go(&mut self) -> Result<(), LaunchError> {
+        self.give_word()
+    }
+
+    /// Tells a child that was cloned without a cgroup that it is in its own now.
+    ///
+    /// # Errors
+    /// [`LaunchError::Died`] when it has ended.
+    pub fn placed(&mut self) -> Result<(), LaunchError> {
+        self.give_word()
+    }
+
+    fn give_word(&mut self) -> Result<(), LaunchError> {
         match crisp_sys::socket::sendmsg(&self.report, &[1], &[]) {
             Err(error) if matches!(error.errno, Errno::EPIPE | Errno::ECONNRESET) => Err(self.died()),
             answer => Ok(answer?),
@@ -209,5 +221,6 @@ fn name(step: Step) -> &'static str {
         Step::Waiting => "wait for the start",
         Step::Execute => "execute the program",
         Step::Seccomp => "install the seccomp filter",
+        Step::Cgroup => "wait for its cgroup",
     }
 }

@@ -234,7 +234,7 @@ fn links_in_an_image_lead_nowhere_outside() {
     });
     // A file behind a link into a directory that is missing: made inside the root or refused, nothing else.
     let (stdio, output) = stdio();
-    let mut child = start(&prepared, PidNs::Own, place.cgroup("web").as_fd(), stdio).unwrap();
+    let mut child = start(&prepared, PidNs::Own, Some(place.cgroup("web").as_fd()), stdio).unwrap();
     if matches!(report(&mut child), Report::Ready) {
         child.go().unwrap();
         let _either = report(&mut child);
@@ -298,7 +298,7 @@ fn an_exec_joins_the_container() {
 fn a_child_that_is_killed_while_it_waits_has_died() {
     let place = Place::new("died");
     let prepared = place.container(rootfs().0, "true", |_| {});
-    let mut child = start(&prepared, PidNs::Own, place.cgroup("web").as_fd(), stdio().0).unwrap();
+    let mut child = start(&prepared, PidNs::Own, Some(place.cgroup("web").as_fd()), stdio().0).unwrap();
     assert!(matches!(report(&mut child), Report::Ready));
     pidfd_send_signal(&child.pidfd, libc::SIGKILL).unwrap();
     let Report::Failed(error) = report(&mut child) else { panic!("not executed") };
@@ -312,7 +312,7 @@ fn a_child_that_is_killed_while_it_waits_has_died() {
 fn a_child_whose_parent_lets_go_ends() {
     let place = Place::new("letgo");
     let prepared = place.container(rootfs().0, "true", |_| {});
-    let mut child = start(&prepared, PidNs::Own, place.cgroup("web").as_fd(), stdio().0).unwrap();
+    let mut child = start(&prepared, PidNs::Own, Some(place.cgroup("web").as_fd()), stdio().0).unwrap();
     assert!(matches!(report(&mut child), Report::Ready));
     let pidfd = child.pidfd.try_clone().unwrap();
     drop(child);
@@ -324,7 +324,7 @@ fn plans_do_not_fit_the_wrong_call() {
     let place = Place::new("fit");
     let cgroup = place.cgroup("web");
     let exec_only = exec_script("true");
-    assert!(start(&exec_only, PidNs::Own, cgroup.as_fd(), stdio().0).is_err());
+    assert!(start(&exec_only, PidNs::Own, Some(cgroup.as_fd()), stdio().0).is_err());
     let container = place.container(rootfs().0, "true", |_| {});
     let own = crisp_sys::process::pidfd_open(std::process::id() as i32).unwrap();
     assert!(exec(&container, own.as_fd(), cgroup.as_fd(), stdio().0).is_err());

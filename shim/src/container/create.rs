@@ -133,6 +133,7 @@ fn prepare(
         log_path: record.config.log_path.clone(),
         log_line_bytes: node.config.container.log_line_bytes,
         stdin: record.config.stdin,
+        hold: false,
     };
     Ok(Prepared { record, call, fds })
 }

@@ -1,18 +1,18 @@
 //! One container: what is kept of it, and the phases it goes through.
 //!
 //! ```text
-//! Preparing -> Created -> Starting -> Running -> Draining -> Ended
-//!     |           |           |                     ^
-//!     |           +-----------+---------------------+   killed before its program ran, or program not there
-//!     +-> forgotten                                     preparation went wrong: as if it had never been
+//! [Held ->] Preparing -> Created -> Starting -> Running -> Draining -> Ended
+//!    |         |            |           |                     ^
+//!    |         |            +-----------+---------------------+  killed before its program ran, or program not there
+//!    +---------+-> forgotten                                     preparation went wrong: as if it had never been
 //! ```
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use crisp_monitor::wire::{ContainerState, Exit, Pid, PidNamespace};
 
-use crate::cgroup::CgroupEvents;
+use crate::cgroup::{self, CgroupEvents};
 use crate::launched::Launched;
 use crate::log::{ContainerLog, Stream};
 
@@ -28,6 +28,8 @@ pub(crate) struct Asker {
 /// See the module's diagram.
 #[derive(Debug)]
 pub(crate) enum Phase {
+    /// Cloned, waiting to be put into its cgroup.
+    Held,
     /// Cloned, executing its plan.
     Preparing(Asker),
     /// Only `execve` is missing.
@@ -51,7 +53,7 @@ impl Phase {
     /// For messages: "container x is ...".
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Phase::Preparing(_) => "being created",
+            Phase::Held | Phase::Preparing(_) => "being created",
             Phase::Created => "created and not started",
             Phase::Starting(_) => "being started",
             Phase::Running => "running",
@@ -91,7 +93,8 @@ pub(crate) struct End {
 #[derive(Debug)]
 pub(crate) struct Life {
     pub(crate) process: Launched,
-    pub(crate) cgroup: OwnedFd,
+    /// `None` while held.
+    pub(crate) cgroup: Option<OwnedFd>,
     pub(crate) cgroup_events: Option<CgroupEvents>,
     pub(crate) record: OwnedFd,
     pub(crate) pipes: Pipes,
@@ -100,6 +103,20 @@ pub(crate) struct Life {
     pub(crate) oom_kills: u64,
     /// Set when the first process was reaped.
     pub(crate) end: Option<End>,
+}
+
+impl Life {
+    /// Kills what is in the cgroup; one that is gone, or not there yet, holds nothing.
+    pub(crate) fn kill_cgroup(&self) {
+        if let Some(dir) = &self.cgroup {
+            let _ = cgroup::kill(dir.as_fd());
+        }
+    }
+
+    /// OOM kills counted in the cgroup so far.
+    pub(crate) fn count_oom_kills(&self) -> u64 {
+        self.cgroup.as_ref().map_or(0, |dir| cgroup::oom_kills(dir.as_fd()))
+    }
 }
 
 /// A container.

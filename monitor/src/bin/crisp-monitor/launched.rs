@@ -80,6 +80,14 @@ impl Launched {
         }
     }
 
+    /// Tells a held one that it is in its cgroup.
+    pub(crate) fn placed(&mut self) -> Result<(), LaunchError> {
+        match &mut self.state {
+            State::Launching(child) => child.placed(),
+            State::Alive(_) | State::Reaped => Err(LaunchError::Gone { what: "container" }),
+        }
+    }
+
     /// The next report.
     pub(crate) fn listen(&mut self, poll: &Poll) -> Said {
         let State::Launching(child) = &mut self.state else { return Said::Nothing };

@@ -49,8 +49,16 @@ struct ExecProcess {
 struct Init {
     serial: u64,
     process: Launched,
-    /// Who waits for the answer to `StartInit`.
+    /// Who waits for the answer to `StartInit` or `Placed`.
     asker: Option<Asker>,
+    /// It waits to be put into its cgroup.
+    held: bool,
+}
+
+impl Init {
+    fn is_ready(&self) -> bool {
+        self.asker.is_none() && !self.held
+    }
 }
 
 /// See the module.

@@ -157,7 +157,7 @@ pub(super) fn finish(child: &Child, mut output: File) -> Finished {
 /// Starts a container, lets it go, and waits for its end.
 pub(super) fn run(prepared: &Prepared, cgroup: &Cgroup) -> Finished {
     let (stdio, output) = stdio();
-    let mut child = start(prepared, PidNs::Own, cgroup.as_fd(), stdio).unwrap();
+    let mut child = start(prepared, PidNs::Own, Some(cgroup.as_fd()), stdio).unwrap();
     let ready = report(&mut child);
     assert!(matches!(ready, Report::Ready), "{ready:?}");
     child.go().unwrap();
@@ -169,7 +169,7 @@ pub(super) fn run(prepared: &Prepared, cgroup: &Cgroup) -> Finished {
 /// Starts a container that must fail, before or after the word to go; the error's text.
 pub(super) fn failure(prepared: &Prepared, cgroup: &Cgroup) -> String {
     let (stdio, output) = stdio();
-    let mut child = start(prepared, PidNs::Own, cgroup.as_fd(), stdio).unwrap();
+    let mut child = start(prepared, PidNs::Own, Some(cgroup.as_fd()), stdio).unwrap();
     let mut news = report(&mut child);
     if matches!(news, Report::Ready) {
         child.go().unwrap();
@@ -185,7 +185,7 @@ pub(super) fn failure(prepared: &Prepared, cgroup: &Cgroup) -> String {
 /// Starts a container and leaves it running; `marker` is the first line of its output.
 pub(super) fn running(prepared: &Prepared, pid: PidNs<'_>, cgroup: &Cgroup) -> (Child, File) {
     let (stdio, mut output) = stdio();
-    let mut child = start(prepared, pid, cgroup.as_fd(), stdio).unwrap();
+    let mut child = start(prepared, pid, Some(cgroup.as_fd()), stdio).unwrap();
     let news = report(&mut child);
     assert!(matches!(news, Report::Ready), "{news:?}");
     child.go().unwrap();

@@ -1,12 +1,9 @@
 //! What children say and how they end.
 
-use std::os::fd::AsFd;
-
 use crisp_monitor::wire::{Body, Done, ExecExit, Failure, FailureKind, StartedAt};
 use crisp_sys::{process, time};
 
 use super::{Ending, Pod};
-use crate::cgroup;
 use crate::container::{Asker, Container, End, Phase};
 use crate::launched::{Launched, Said};
 use crate::refusal::refuse;
@@ -86,25 +83,28 @@ impl Pod {
         let Some(container) = self.containers.get_mut(&serial) else { return };
         let Some(life) = &mut container.life else { return };
         let Some(code) = life.process.reap(&self.poll) else { return };
-        let oom_killed = cgroup::oom_kills(life.cgroup.as_fd()) > life.oom_kills;
+        let oom_killed = life.count_oom_kills() > life.oom_kills;
         life.end = Some(End { code, nanos: time::realtime_nanos(), oom_killed });
         match container.phase {
-            Phase::Preparing(asker) => self.forget_unborn(serial, asker),
+            Phase::Held => self.forget_unborn(serial, None),
+            Phase::Preparing(asker) => self.forget_unborn(serial, Some(asker)),
             Phase::Starting(asker) => self.begin_drain(serial, Some(asker)),
             _ => self.begin_drain(serial, None),
         }
     }
 
     /// A container whose preparation went wrong has never been.
-    fn forget_unborn(&mut self, serial: u64, asker: Asker) {
+    fn forget_unborn(&mut self, serial: u64, asker: Option<Asker>) {
         self.close_output(serial);
         let Some(container) = self.containers.remove(&serial) else { return };
         let Some(life) = container.life else { return };
         // A joined or host PID namespace has not taken along what the child may have left.
-        let _ = cgroup::kill(life.cgroup.as_fd());
+        life.kill_cgroup();
         let code = life.end.map_or(0, |end| end.code);
         let failure = life.process.failure().cloned();
-        self.refuse(asker, failure.unwrap_or_else(|| died("create", code)));
+        if let Some(asker) = asker {
+            self.refuse(asker, failure.unwrap_or_else(|| died("create", code)));
+        }
         if let Some(asker) = container.remove {
             self.reply(asker, Body::Done(Done {}), Vec::new());
         }
@@ -172,7 +172,7 @@ impl Pod {
                 let failure = init.process.failure().cloned();
                 self.refuse(asker, failure.unwrap_or_else(|| died("the pod's init", code)));
             }
-            None if self.ending.is_none() => {
+            None if self.ending.is_none() && !init.held => {
                 self.kill_all();
                 self.ending = Some(Ending::InitDied);
             }

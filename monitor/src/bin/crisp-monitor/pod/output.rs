@@ -13,7 +13,7 @@ use nix::unistd::read;
 
 use super::child::died;
 use super::{Pod, READ_BYTES};
-use crate::cgroup::{self, CgroupEvents};
+use crate::cgroup::CgroupEvents;
 use crate::container::{Asker, End, Phase};
 use crate::log::Stream;
 use crate::token::{Kind, Token};
@@ -82,9 +82,9 @@ impl Pod {
         // The kernel has emptied a PID namespace of the container's own. In any other, what is left would hold
         // the pipes and the cgroup; a cgroup that is gone holds nothing.
         if container.pid_namespace != PidNamespace::Own {
-            let _ = cgroup::kill(life.cgroup.as_fd());
+            life.kill_cgroup();
         }
-        life.cgroup_events = CgroupEvents::open(life.cgroup.as_fd());
+        life.cgroup_events = life.cgroup.as_ref().and_then(|dir| CgroupEvents::open(dir.as_fd()));
         let token = Token::new(Kind::Cgroup, serial).pack();
         // Should it not be watchable, the time limit remains.
         let _ = life.cgroup_events.as_ref().map(|events| self.poll.add_priority(events, token));

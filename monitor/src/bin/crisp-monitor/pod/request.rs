@@ -1,6 +1,6 @@
 //! What a daemon asks for. Every request gets exactly one answer: now, or when the kernel has said the rest.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use crisp_monitor::wire::{
     Body, Call, ContainerRef, Done, FDS_LOST, Failure, FailureKind, PodState, Request, Shutdown, Signal,
@@ -8,7 +8,6 @@ use crisp_monitor::wire::{
 };
 
 use super::{Ending, Pod};
-use crate::cgroup;
 use crate::container::{Asker, Phase};
 use crate::refusal::{self, internal, refuse};
 
@@ -67,7 +66,7 @@ impl Pod {
     fn serve(&mut self, asker: Asker, call: Call, fds: Vec<OwnedFd>) -> Served {
         match call {
             Call::Hello(_) => Ok(self.hello(asker)),
-            Call::StartInit(call) => self.start_init(asker, call.oom_score_adj, fds),
+            Call::StartInit(call) => self.start_init(asker, call, fds),
             Call::Create(call) => self.create(asker, call, fds),
             Call::Start(ContainerRef { container }) => self.start(asker, &container),
             Call::Signal(call) => self.signal(&call),
@@ -76,6 +75,7 @@ impl Pod {
             Call::Remove(ContainerRef { container }) => self.remove(asker, &container),
             Call::Shutdown(call) => self.shutdown(asker, call),
             Call::RootFd(ContainerRef { container }) => self.root_fd(&container),
+            Call::Placed(call) => self.placed(asker, &call.container, fds),
         }
     }
 
@@ -86,7 +86,7 @@ impl Pod {
         Answer::of(Body::Pod(PodState {
             version: VERSION,
             pid: nix::unistd::getpid().as_raw(),
-            init: self.init.as_ref().filter(|init| init.asker.is_none()).map(|init| init.process.pid),
+            init: self.init.as_ref().filter(|init| init.is_ready()).map(|init| init.process.pid),
             containers: self.containers.values().map(|container| container.state()).collect(),
         }))
     }
@@ -140,10 +140,12 @@ impl Pod {
                 self.containers.remove(&serial);
                 Ok(Answer::done())
             }
-            (Phase::Preparing(_) | Phase::Created, Some(life)) if container.remove.is_none() => {
+            (Phase::Held | Phase::Preparing(_) | Phase::Created, Some(life))
+                if container.remove.is_none() =>
+            {
                 // The pidfd for the process itself, the cgroup for what it may have made.
                 let killed = life.process.signal(libc::SIGKILL);
-                let _ = cgroup::kill(life.cgroup.as_fd());
+                life.kill_cgroup();
                 if let Err(error) = killed
                     && error.errno != nix::errno::Errno::ESRCH
                 {
@@ -172,7 +174,7 @@ impl Pod {
         for container in self.containers.values() {
             let Some(life) = &container.life else { continue };
             let _ = life.process.signal(libc::SIGKILL);
-            let _ = cgroup::kill(life.cgroup.as_fd());
+            life.kill_cgroup();
         }
         for exec in self.execs.values() {
             let _ = exec.process.signal(libc::SIGKILL);

@@ -3,12 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use crisp_monitor::wire::{Create, Exec, Failure, FailureKind, PidNamespace};
+use crisp_monitor::wire::{Body, Create, Exec, Failure, FailureKind, PidNamespace, StartInit};
 use crisp_runtime::launch::{self, Child, PidNs, Prepared, Stdio};
 
-use super::request::{Served, wrong_phase};
+use super::request::{Answer, Served, wrong_phase};
 use super::{ExecProcess, Init, Pod, sys_failure};
-use crate::cgroup;
 use crate::container::{Asker, Container, Life, Phase};
 use crate::launched::Launched;
 use crate::log::ContainerLog;
@@ -24,17 +23,46 @@ const LINE_BYTES_MAX: u32 = 1024 * 1024;
 const NAME_BYTES_MAX: usize = 64;
 
 impl Pod {
-    pub(super) fn start_init(&mut self, asker: Asker, oom_score_adj: i32, fds: Vec<OwnedFd>) -> Served {
+    pub(super) fn start_init(&mut self, asker: Asker, call: StartInit, fds: Vec<OwnedFd>) -> Served {
         self.refuse_when_ending()?;
         if self.init.is_some() {
             return Err(refuse(FailureKind::Exists, "the pod's init: started already"));
         }
-        let [cgroup] = exactly(fds, "start init")?;
-        let child =
-            launch::pod_init(cgroup.as_fd(), oom_score_adj).map_err(|error| refusal::launch(&error))?;
+        let cgroup = match call.hold {
+            true => exactly(fds, "start init").map(|[]: [OwnedFd; 0]| None)?,
+            false => exactly(fds, "start init").map(|[cgroup]| Some(cgroup))?,
+        };
+        let child = launch::pod_init(cgroup.as_ref().map(AsFd::as_fd), call.oom_score_adj)
+            .map_err(|error| refusal::launch(&error))?;
         let serial = self.serial();
         let process = self.watch_child(child, Kind::InitPid, Kind::InitReport, serial)?;
-        self.init = Some(Init { serial, process, asker: Some(asker) });
+        let pid = process.pid;
+        self.init = Some(Init { serial, process, asker: (!call.hold).then_some(asker), held: call.hold });
+        Ok(call.hold.then_some(Answer { body: Body::Held(pid), fds: Vec::new() }))
+    }
+
+    /// Lets a held process go on, which is in its cgroup now.
+    pub(super) fn placed(&mut self, asker: Asker, id: &str, fds: Vec<OwnedFd>) -> Served {
+        self.refuse_when_ending()?;
+        let [cgroup] = exactly(fds, "placed")?;
+        if id.is_empty() {
+            let Some(init) = self.init.as_mut().filter(|init| init.held) else {
+                return Err(refuse(FailureKind::Precondition, "placed: the pod's init is not held"));
+            };
+            init.process.placed().map_err(|error| refusal::launch(&error))?;
+            (init.held, init.asker) = (false, Some(asker));
+            return Ok(None);
+        }
+        let serial = self.find(id)?;
+        let Some(container) = self.containers.get_mut(&serial) else { return Ok(None) };
+        let (Phase::Held, None, Some(life)) = (&container.phase, container.remove, &mut container.life)
+        else {
+            return Err(wrong_phase(id, &container.phase, "placed"));
+        };
+        life.cgroup = Some(cgroup);
+        life.oom_kills = life.count_oom_kills();
+        life.process.placed().map_err(|error| refusal::launch(&error))?;
+        container.phase = Phase::Preparing(asker);
         Ok(None)
     }
 
@@ -42,7 +70,8 @@ impl Pod {
         self.refuse_when_ending()?;
         let pid_namespace = self.check_create(&call)?;
         let mut fds = fds.into_iter();
-        let (Some(plan), Some(cgroup), Some(record)) = (fds.next(), fds.next(), fds.next()) else {
+        let (plan, cgroup) = (fds.next(), if call.hold { None } else { fds.next() });
+        let (Some(plan), true, Some(record)) = (plan, call.hold || cgroup.is_some(), fds.next()) else {
             return Err(refuse(
                 FailureKind::Invalid,
                 "create: a plan, a cgroup and an exit record must come along",
@@ -55,8 +84,7 @@ impl Pod {
         let prepared = self.prepare(&plan, mounts)?;
         let log = open_log(&call)?;
         let (stdio, pipes) = stdio::container(call.stdin).map_err(|error| sys_failure("stdio", &error))?;
-        let oom_kills = cgroup::oom_kills(cgroup.as_fd());
-        let child = self.launch(&prepared, pid_namespace, &cgroup, stdio)?;
+        let child = self.launch(&prepared, pid_namespace, cgroup.as_ref(), stdio)?;
 
         let serial = self.serial();
         let process = self.watch_child(child, Kind::ContainerPid, Kind::ContainerReport, serial)?;
@@ -67,11 +95,14 @@ impl Pod {
                 return Err(sys_failure("watch the output", &error));
             }
         }
-        let life = Life { process, cgroup, cgroup_events: None, record, pipes, log, oom_kills, end: None };
+        let pid = process.pid;
+        let mut life =
+            Life { process, cgroup, cgroup_events: None, record, pipes, log, oom_kills: 0, end: None };
+        life.oom_kills = life.count_oom_kills();
         let container = Container {
             id: call.container,
-            phase: Phase::Preparing(asker),
-            pid: life.process.pid,
+            phase: if call.hold { Phase::Held } else { Phase::Preparing(asker) },
+            pid,
             pid_namespace,
             root,
             started_nanos: 0,
@@ -81,7 +112,7 @@ impl Pod {
             remove: None,
         };
         self.containers.insert(serial, container);
-        Ok(None)
+        Ok(call.hold.then_some(Answer { body: Body::Held(pid), fds: Vec::new() }))
     }
 
     fn prepare(&self, plan: &OwnedFd, mounts: Vec<OwnedFd>) -> Result<Prepared, Failure> {
@@ -115,21 +146,22 @@ impl Pod {
         &self,
         prepared: &Prepared,
         pid_namespace: PidNamespace,
-        cgroup: &OwnedFd,
+        cgroup: Option<&OwnedFd>,
         stdio: Stdio,
     ) -> Result<Child, Failure> {
         let target = match (pid_namespace, &self.init) {
             (PidNamespace::Own, _) => PidNs::Own,
             (PidNamespace::Host, _) => PidNs::Host,
             (PidNamespace::Pod, init) => {
-                let ready = init.as_ref().filter(|init| init.asker.is_none());
+                let ready = init.as_ref().filter(|init| init.is_ready());
                 let pidfd = ready.and_then(|init| init.process.pidfd()).ok_or_else(|| {
                     refuse(FailureKind::Precondition, "the pod's shared PID namespace has no init")
                 })?;
                 PidNs::Join(pidfd)
             }
         };
-        launch::start(prepared, target, cgroup.as_fd(), stdio).map_err(|error| refusal::launch(&error))
+        launch::start(prepared, target, cgroup.map(AsFd::as_fd), stdio)
+            .map_err(|error| refusal::launch(&error))
     }
 
     pub(super) fn exec(&mut self, asker: Asker, call: Exec, fds: Vec<OwnedFd>) -> Served {
