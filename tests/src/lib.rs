@@ -12,4 +12,5 @@ pub mod place;
 pub mod registry;
 pub mod source;
 pub mod statistics;
+pub mod untouched;
 pub mod wait;

@@ -24,6 +24,7 @@ mod reports;
 mod restart;
 mod sandbox;
 mod seccomp;
+mod untouched;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         seccomp::CASES,
         refusals::CASES,
         daemon::CASES,
+        untouched::CASES,
     ];
     let trials = case::trials(all.into_iter().flatten());
     let listed_only = arguments.list;
