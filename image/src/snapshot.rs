@@ -1,14 +1,19 @@
 //! A container's root file system. Purpose: an image's layers and a container's writable directory become
 //! a detached overlay mount, handed out as an fd. Must not know who mounts it where, nor what runs in it.
 
+mod copy;
+mod declared;
 mod overlay;
+mod volume;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crisp_sys::SysError;
 
+use crate::digest::Digest;
 use crate::store::{Image, Store, StoreError};
 
 /// The directories of one container: an image's layers below, its own writable one on top.
@@ -50,6 +55,30 @@ pub enum SnapshotError {
         #[source]
         source: SysError,
     },
+    /// A volume that the image's configuration declares.
+    #[error("volume {path:?} of the image of container {container}: {stage}")]
+    Declared {
+        /// Whose.
+        container: String,
+        /// The volume, as the image has it.
+        path: String,
+        /// Which operation.
+        stage: &'static str,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The part of an image that is to be mounted is no directory in it.
+    #[error("directory {path:?} of image {image}")]
+    SubPath {
+        /// Which image.
+        image: Digest,
+        /// The path in it.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: SysError,
+    },
     /// The thread that mounts on kernels without `lowerdir+` could not be used.
     #[error("overlay for container {container}: mount thread")]
     Thread {
@@ -59,14 +88,20 @@ pub enum SnapshotError {
 }
 
 impl Store {
-    /// Makes the writable layer of `container_id` on top of `image`, and holds the image's layers until
-    /// [`Store::release`], whatever happens to the image. A few system calls, no fsync.
+    /// Makes the writable layer of `container_id` on top of `image`, and holds the layers of the image and of
+    /// those in `volumes` (see [`Store::image_volume`]) until [`Store::release`], whatever happens to the
+    /// images. A few system calls, no fsync.
     ///
     /// # Errors
-    /// [`StoreError::ContainerExists`], [`StoreError::Gone`] when the image was removed meanwhile,
+    /// [`StoreError::ContainerExists`], [`StoreError::Gone`] when an image was removed meanwhile,
     /// [`StoreError::ContainerId`], or a directory that cannot be made. Nothing is left behind then.
-    pub fn prepare(&self, image: &Image, container_id: &str) -> Result<Snapshot, SnapshotError> {
-        self.inner.prepare(image, container_id)?;
+    pub fn prepare(
+        &self,
+        image: &Image,
+        volumes: &[Arc<Image>],
+        container_id: &str,
+    ) -> Result<Snapshot, SnapshotError> {
+        self.inner.prepare(image, volumes, container_id)?;
         Ok(self.assemble(container_id, image.layers.iter().map(|layer| layer.directory.clone())))
     }
 

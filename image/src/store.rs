@@ -6,7 +6,7 @@
 //! root/images/<config hex>.json    one record an image; written last, so it names only what is whole
 //! root/blobs/<hex>                 configs and manifests as they came
 //! root/layers/<name>/              one overlayfs diff directory a layer, named after its chain id
-//! root/containers/<id>/            upper, work, and the lease on the layers below
+//! root/containers/<id>/            upper, work, volumes, and the lease on the layers below
 //! root/staging/                    anything unfinished or being deleted; emptied at open
 //! root/empty/                      the lower directory of an image without layers
 //! ```
@@ -235,7 +235,8 @@ impl Store {
         blocking(move || inner.release(&id)).await?
     }
 
-    /// Allocated bytes and inodes of a container's writable layer. Walks the directory.
+    /// Allocated bytes and inodes of what a container wrote: its writable layer, and the volumes that its image
+    /// declares. Walks the directories.
     ///
     /// # Errors
     /// [`StoreError::NoContainer`], or a directory that cannot be read.
@@ -243,8 +244,23 @@ impl Store {
         if !self.inner.read().containers.contains_key(container_id) {
             return Err(StoreError::NoContainer(container_id.to_owned()));
         }
-        let upper = self.inner.container_dir(container_id).join("upper");
-        blocking(move || rooted::usage(&upper).map_err(StoreError::io("measure", &upper))).await?
+        let dir = self.inner.container_dir(container_id);
+        blocking(move || {
+            let (mut bytes, mut inodes) = (0, 0);
+            for part in [dir.join("upper"), dir.join("volumes")] {
+                match rooted::usage(&part) {
+                    Ok((more_bytes, more_inodes)) => {
+                        bytes += more_bytes;
+                        inodes += more_inodes;
+                    }
+                    // Most containers have no volumes here.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound && part.ends_with("volumes") => {}
+                    Err(source) => return Err(StoreError::Io { stage: "measure", path: part, source }),
+                }
+            }
+            Ok((bytes, inodes))
+        })
+        .await?
     }
 }
 

@@ -13,6 +13,19 @@ pub struct Source {
     pub path: PathBuf,
     /// Take the mounts below it along (`rbind`).
     pub recursive: bool,
+    /// Where it goes in the container: tells sources of the same path apart.
+    pub target: String,
+}
+
+/// A source that somebody else has opened.
+#[derive(Debug)]
+pub struct Ready {
+    /// See [`Source::path`].
+    pub path: PathBuf,
+    /// See [`Source::target`].
+    pub target: String,
+    /// A detached mount.
+    pub fd: OwnedFd,
 }
 
 /// An opened [`Source`].
@@ -33,7 +46,17 @@ impl Source {
     pub fn open(&self) -> Result<Opened, SysError> {
         let fd = crisp_sys::mount::open_tree_clone(None, &self.path, self.recursive)
             .map_err(|error| SysError::new("mount source", self.path.to_string_lossy(), error.errno))?;
+        Opened::new(fd)
+    }
+}
+
+impl Opened {
+    /// Looks at a detached mount.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn new(fd: OwnedFd) -> Result<Self, SysError> {
         let directory = crisp_sys::path::is_directory(&fd)?;
-        Ok(Opened { fd, directory })
+        Ok(Self { fd, directory })
     }
 }

@@ -13,11 +13,12 @@ mod process;
 mod refuse;
 mod resources;
 
+pub use mounts::hides_proc;
 pub use process::exec_plan;
 pub use resources::{device_rules, resources};
 
 use crate::error::PlanError;
-use crate::mounts::Source;
+use crate::mounts::{Opened, Ready, Source};
 use crate::plan::{Directory, Kind, Op, PathOnly, Pivot, Plan, RootMount};
 use crisp_sys::mount::Propagation;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -43,12 +44,23 @@ pub struct Planned {
 }
 
 impl Planned {
-    /// Opens all sources, in order, and notes in the plan which of them are directories.
+    /// Opens all sources, in order, and notes in the plan which of them are directories. Those in `ready` have been
+    /// opened by the caller: detached mounts, taken by path and target.
     ///
     /// # Errors
-    /// The first path that cannot be opened.
-    pub fn open_sources(&mut self) -> Result<Vec<OwnedFd>, PlanError> {
-        let opened: Vec<_> = self.sources.iter().map(Source::open).collect::<Result<_, _>>()?;
+    /// The first path that cannot be opened; a mount in `ready` that the plan has no place for.
+    pub fn open_sources(&mut self, mut ready: Vec<Ready>) -> Result<Vec<OwnedFd>, PlanError> {
+        let mut opened = Vec::with_capacity(self.sources.len());
+        for source in &self.sources {
+            let at = ready.iter().position(|it| it.path == source.path && it.target == source.target);
+            opened.push(match at {
+                Some(at) => Opened::new(ready.remove(at).fd)?,
+                None => source.open()?,
+            });
+        }
+        if let Some(left) = ready.first() {
+            return Err(PlanError::invalid(format!("mounts[{}]", left.target), "has no place in the plan"));
+        }
         for op in &mut self.plan.ops {
             if let Some(Kind::Attach(attach)) = &mut op.kind {
                 let source = (attach.fd as usize).checked_sub(1).and_then(|index| opened.get(index));

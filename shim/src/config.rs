@@ -105,6 +105,9 @@ keys! {
             "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
             "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
         ].map(Into::into).into(),
+        /// Let containers mount crisp's socket, state directory or root directory, or something in the latter two. Who
+        /// can use them is root on the node. A directory that they lie in can be mounted anyway.
+        mount_own_files: bool = false,
     }
 }
 

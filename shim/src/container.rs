@@ -4,5 +4,6 @@ pub mod create;
 mod devices;
 pub mod exec;
 pub mod remove;
+mod sources;
 pub mod stop;
 pub mod update;

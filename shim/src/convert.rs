@@ -9,5 +9,6 @@ pub mod signal;
 pub mod spec;
 mod spec_check;
 pub mod spec_devices;
-mod spec_mounts;
+mod spec_mount_check;
+pub mod spec_mounts;
 pub mod status;

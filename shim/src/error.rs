@@ -4,6 +4,12 @@
 
 use std::fmt;
 
+/// In front of what is wrong with a volume that is an image (cri-api's `ErrImageVolumeMountFailed`).
+pub const IMAGE_VOLUME: &str = "ImageVolumeMountFailed: ";
+
+/// Stages are put behind these.
+const KEYWORDS: [&str; 1] = [IMAGE_VOLUME];
+
 /// What kind of failure: decides the gRPC code (see `server::status`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -66,10 +72,20 @@ impl RequestError {
         Self::new(Class::Unknown, text)
     }
 
-    /// The same error with the stage in front.
+    /// The same error with a word in front that CRI clients look for at the very beginning of the text.
+    #[must_use]
+    pub fn keyword(mut self, keyword: &'static str) -> Self {
+        if !self.text.starts_with(keyword) {
+            self.text = format!("{keyword}{}", self.text);
+        }
+        self
+    }
+
+    /// The same error with the stage in front, but behind a keyword.
     #[must_use]
     pub fn at(mut self, stage: impl fmt::Display) -> Self {
-        self.text = format!("{stage}: {}", self.text);
+        let keyword = KEYWORDS.into_iter().find(|keyword| self.text.starts_with(keyword)).unwrap_or_default();
+        self.text = format!("{keyword}{stage}: {}", self.text.strip_prefix(keyword).unwrap_or_default());
         self
     }
 }

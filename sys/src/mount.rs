@@ -11,7 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+mod table;
+
 pub use nix::mount::{MntFlags, MsFlags};
+pub use table::{Peers, peers};
 
 bitflags! {
     /// `MOUNT_ATTR_*`: properties of one mount, as opposed to its file system.

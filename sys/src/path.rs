@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A directory as the root of look-ups, held by an `O_PATH` descriptor.
 #[derive(Debug)]
@@ -136,6 +136,24 @@ impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// An `O_PATH` descriptor of a trusted path of the host; a symbolic link at its end is followed.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn open_host(path: &Path) -> Result<OwnedFd, SysError> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).on("open", || path.to_string_lossy())
+}
+
+/// The path that leads to the file behind a descriptor, as the caller's mount namespace has it.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn of_descriptor(fd: impl AsFd) -> Result<PathBuf, SysError> {
+    let link = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    nix::fcntl::readlink(link.as_str()).map(PathBuf::from).on("readlink", || link)
 }
 
 /// Whether the file behind a descriptor is a directory.

@@ -3,6 +3,7 @@
 //! Drives the built binaries from outside, through the socket and the command line. Must not know: how the daemon works
 //! inside. Imported by nobody.
 
+pub mod build;
 pub mod command;
 pub mod cri;
 pub mod host;

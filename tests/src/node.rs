@@ -4,6 +4,7 @@
 //! every test would be most of a run's time. Must not know: how the daemon works inside.
 
 mod daemon;
+mod images;
 mod pods;
 
 use std::fs;

@@ -53,11 +53,23 @@ fn entry(line: &str, asked: &[cri::Mount]) -> Option<Mount> {
         return None;
     }
     let source = match request {
-        Some(mount) => mount.host_path.clone(),
+        Some(mount) => asked_source(mount),
         None => after.split(' ').next()?.to_owned(),
     };
     let read_only = options.split(',').any(|option| option == "ro");
     Some(Mount { target, source, content: format!("{device} {}", unescape(root)), read_only })
+}
+
+/// What a mount of a pod shows, in the words of its manifest.
+fn asked_source(mount: &cri::Mount) -> String {
+    let Some(image) = mount.image.as_ref().filter(|image| !image.image.is_empty()) else {
+        return mount.host_path.clone();
+    };
+    let name = [&image.user_specified_image, &image.image].into_iter().find(|name| !name.is_empty());
+    match (name.map_or("", String::as_str), mount.image_sub_path.as_str()) {
+        (name, "") => format!("image {name}"),
+        (name, path) => format!("{path} of image {name}"),
+    }
 }
 
 /// Blanks, tabs, line breaks and backslashes are octal in mountinfo.

@@ -17,10 +17,19 @@ pub(crate) struct State {
     pub(super) layers: HashMap<Digest, (u64, u64)>,
     /// Layers that running pulls need.
     pub(super) leases: HashMap<Digest, usize>,
-    /// Layers that containers stand on, bottom first.
-    pub(super) containers: BTreeMap<String, Vec<Layer>>,
+    /// What containers need.
+    pub(super) containers: BTreeMap<String, Held>,
     /// Bytes and inodes of configs, manifests and records.
     pub(super) documents: (u64, u64),
+}
+
+/// The layers that a container needs.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// Those it stands on, bottom first.
+    pub(super) layers: Vec<Layer>,
+    /// Those of images that are mounted in it.
+    pub(super) volumes: Vec<Layer>,
 }
 
 impl State {
@@ -90,7 +99,7 @@ impl State {
 
     /// The layers a container stands on, bottom first.
     pub(crate) fn container_layers(&self, id: &str) -> Option<Vec<Layer>> {
-        self.containers.get(id).cloned()
+        self.containers.get(id).map(|held| held.layers.clone())
     }
 
     pub(super) fn usage(&self) -> (u64, u64) {
@@ -100,7 +109,7 @@ impl State {
     /// Layers that no image, container or pull needs.
     pub(super) fn garbage(&self) -> Vec<Digest> {
         let images = self.images.values().flat_map(|image| &image.layers);
-        let containers = self.containers.values().flatten();
+        let containers = self.containers.values().flat_map(|held| held.layers.iter().chain(&held.volumes));
         let used: HashSet<Digest> =
             images.chain(containers).map(|l| l.chain_id).chain(self.leases.keys().copied()).collect();
         self.layers.keys().filter(|chain| !used.contains(chain)).copied().collect()

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 
+use super::index::Held;
 use super::record::{LayerRecord, LeaseRecord, VERSION};
 use super::{Image, Inner, Layer, StoreError};
 use crate::digest::Digest;
@@ -160,21 +161,23 @@ impl Inner {
         }
     }
 
-    /// Makes the directories of a container on top of `image`.
-    pub(crate) fn prepare(&self, image: &Image, id: &str) -> Result<(), StoreError> {
+    /// Makes the directories of a container on top of `image`, and holds the layers of `volumes` for it.
+    pub(crate) fn prepare(&self, image: &Image, volumes: &[Arc<Image>], id: &str) -> Result<(), StoreError> {
         check_container_id(id)?;
         {
             let mut state = self.write();
             if state.containers.contains_key(id) {
                 return Err(StoreError::ContainerExists(id.to_owned()));
             }
-            // Checked and leased in one step, so no removal of the image can come in between.
-            if !image.layers.iter().all(|layer| state.layers.contains_key(&layer.chain_id)) {
+            // Checked and leased in one step, so no removal of an image can come in between.
+            let gone = |image: &&Image| !image.layers.iter().all(|l| state.layers.contains_key(&l.chain_id));
+            if let Some(image) = std::iter::once(image).chain(volumes.iter().map(Arc::as_ref)).find(gone) {
                 return Err(StoreError::Gone(image.id));
             }
-            state.containers.insert(id.to_owned(), image.layers.clone());
+            let held = Held { layers: image.layers.clone(), volumes: union(volumes) };
+            state.containers.insert(id.to_owned(), held);
         }
-        let made = self.make_container(image, id);
+        let made = self.make_container(image, volumes, id);
         if made.is_err() {
             let dir = self.container_dir(id);
             delete(&dir);
@@ -183,15 +186,17 @@ impl Inner {
         made
     }
 
-    fn make_container(&self, image: &Image, id: &str) -> Result<(), StoreError> {
+    fn make_container(&self, image: &Image, volumes: &[Arc<Image>], id: &str) -> Result<(), StoreError> {
         let dir = self.container_dir(id);
         let make = |path: &Path| {
             std::fs::DirBuilder::new().mode(0o700).create(path).map_err(StoreError::io("create", path))
         };
         make(&dir)?;
         let layers = image.layers.iter().map(LayerRecord::from).collect();
+        let volumes = union(volumes).iter().map(LayerRecord::from).collect();
         let lease = dir.join("lease.json");
-        let text = serde_json::to_vec(&LeaseRecord { version: VERSION, layers }).map_err(io::Error::from);
+        let record = LeaseRecord { version: VERSION, layers, volumes };
+        let text = serde_json::to_vec(&record).map_err(io::Error::from);
         text.and_then(|text| std::fs::write(&lease, text)).map_err(StoreError::io("write", &lease))?;
         let upper = dir.join("upper");
         make(&upper)?;
@@ -213,6 +218,17 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// The layers of several images, each once.
+fn union(images: &[Arc<Image>]) -> Vec<Layer> {
+    let mut all: Vec<Layer> = Vec::new();
+    for layer in images.iter().flat_map(|image| &image.layers) {
+        if !all.contains(layer) {
+            all.push(layer.clone());
+        }
+    }
+    all
 }
 
 fn like_top_layer(top: Option<&Layer>, upper: &Path) -> io::Result<()> {

@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::index::State;
+use super::index::{Held, State};
 use super::layers::{delete, layer_name};
 use super::record::{LayerRecord, LeaseRecord, Record, VERSION};
 use super::{Image, Layer, StoreError, StoreOptions};
@@ -148,19 +148,21 @@ fn load_containers(root: &Path, state: &mut State) -> Result<(), StoreError> {
         let lease = std::fs::read(&path)
             .map_err(LoadError::from)
             .and_then(|text| Ok(serde_json::from_slice::<LeaseRecord>(&text)?));
-        let layers = match lease {
-            Ok(lease) => lease.layers.iter().map(|l| to_layer(root, l)).collect::<Vec<_>>(),
+        let layers = |records: &[LayerRecord]| records.iter().map(|l| to_layer(root, l)).collect();
+        let held = match lease {
+            Ok(lease) => Held { layers: layers(&lease.layers), volumes: layers(&lease.volumes) },
             Err(e) => {
                 // A create that died half-way: listed, so that recovery releases it.
                 let error = &e as &dyn std::error::Error;
                 tracing::warn!(lease = %path.display(), error, "container has no readable lease");
-                Vec::new()
+                Held::default()
             }
         };
-        for layer in layers.iter().filter(|layer| layer.directory.is_dir()) {
+        let all = held.layers.iter().chain(&held.volumes);
+        for layer in all.filter(|layer| layer.directory.is_dir()) {
             state.layers.entry(layer.chain_id).or_insert((layer.bytes, layer.inodes));
         }
-        state.containers.insert(id, layers);
+        state.containers.insert(id, held);
     }
     Ok(())
 }

@@ -85,6 +85,9 @@ pub(super) struct LayerRecord {
 pub(super) struct LeaseRecord {
     pub(super) version: u32,
     pub(super) layers: Vec<LayerRecord>,
+    /// Layers of images that are mounted in the container, each once.
+    #[serde(default)]
+    pub(super) volumes: Vec<LayerRecord>,
 }
 
 impl From<&Layer> for LayerRecord {

@@ -69,10 +69,10 @@ async fn five_parallel_removals_all_succeed() {
 async fn i14_a_container_keeps_its_layers_until_it_is_released() {
     let bench = Bench::new();
     let image = bench.add("a").await;
-    let snapshot = bench.store.prepare(&image, "c1").unwrap();
+    let snapshot = bench.store.prepare(&image, &[], "c1").unwrap();
     bench.store.remove("a:1").await.unwrap();
     assert!(snapshot.lowers().iter().all(|dir| dir.is_dir()));
-    assert!(bench.store.prepare(&image, "c2").is_ok(), "its layers are still there, so it is whole");
+    assert!(bench.store.prepare(&image, &[], "c2").is_ok(), "its layers are still there, so it is whole");
     bench.store.release("c2").await.unwrap();
     // A restart in between changes nothing.
     let store = bench.reopened();
@@ -85,8 +85,8 @@ async fn i14_a_container_keeps_its_layers_until_it_is_released() {
     store.release("c1").await.unwrap();
     assert_eq!((bench.layers(), store.containers().len()), (0, 0));
     assert!(matches!(store.writable_usage("c1").await, Err(StoreError::NoContainer(_))));
-    assert!(bench.store.inner.prepare(&image, "../x").is_err());
-    let gone = store.prepare(&image, "c3").unwrap_err();
+    assert!(bench.store.inner.prepare(&image, &[], "../x").is_err());
+    let gone = store.prepare(&image, &[], "c3").unwrap_err();
     assert!(gone.to_string().contains("not in the store"), "{gone}");
     assert!(!bench.tmp.path().join("root/containers/c3").exists());
 }
@@ -95,8 +95,8 @@ async fn i14_a_container_keeps_its_layers_until_it_is_released() {
 async fn a_container_id_is_used_once() {
     let bench = Bench::new();
     let image = bench.add("a").await;
-    bench.store.prepare(&image, "c").unwrap();
-    let again = bench.store.prepare(&image, "c").unwrap_err();
+    bench.store.prepare(&image, &[], "c").unwrap();
+    let again = bench.store.prepare(&image, &[], "c").unwrap_err();
     assert!(again.to_string().contains("has a writable layer already"), "{again}");
     assert!(bench.tmp.path().join("root/containers/c/upper").is_dir(), "the first one is untouched");
 }

@@ -85,7 +85,7 @@ pub(super) fn plan(
         kinds.push(match fstype {
             None => {
                 let source = source(mount, &target, &field)?;
-                sources.push(Source { path: source, recursive: options.rbind });
+                sources.push(Source { path: source, recursive: options.rbind, target: target.clone() });
                 Kind::Attach(attach(target, sources.len() as u32, &options))
             }
             Some(fstype) => Kind::Mount(new_mount(mount, target, fstype, options, &field)?),
@@ -109,14 +109,20 @@ fn source(mount: &Mount, target: &str, field: &str) -> Result<std::path::PathBuf
     let path =
         mount.source().as_ref().ok_or_else(|| PlanError::invalid(format!("{field}.source"), "missing"))?;
     let text = super::text(&format!("{field}.source"), path)?;
-    // A bind over procfs could feed the container's own tools false data about the kernel (CVE-2019-16884); the
-    // host's whole procfs on /proc is what a container in the host's PID namespace may ask for.
-    let clean = target.trim_end_matches('/');
-    let over_proc = clean == "/proc" || clean.starts_with("/proc/");
-    if over_proc && !COVERABLE.contains(&clean) && !(clean == "/proc" && text == "/proc") {
+    if hides_proc(target, &text) {
         return Err(PlanError::invalid(field, "a bind mount over /proc"));
     }
     Ok(path.clone())
+}
+
+/// Whether a bind of `source` to `target` hides what the kernel says in procfs. It could feed the container's own tools
+/// false data about the kernel (CVE-2019-16884); a few files may be covered, and the host's whole procfs on /proc is
+/// what a container in the host's PID namespace may ask for.
+#[must_use]
+pub fn hides_proc(target: &str, source: &str) -> bool {
+    let clean = target.trim_end_matches('/');
+    let over_proc = clean == "/proc" || clean.starts_with("/proc/");
+    over_proc && !COVERABLE.contains(&clean) && !(clean == "/proc" && source == "/proc")
 }
 
 /// Options, sorted by what they mean.

@@ -152,7 +152,7 @@ fn directories_are_noted_when_sources_are_opened() {
     value["mounts"] = json!([bind("."), bind("file")]);
     value["mounts"][0]["destination"] = json!("/dir");
     let mut planned = ask(&value).unwrap();
-    assert_eq!(planned.open_sources().unwrap().len(), 2);
+    assert_eq!(planned.open_sources(Vec::new()).unwrap().len(), 2);
     let attached = planned.plan.ops.iter().filter_map(|op| match &op.kind {
         Some(Kind::Attach(Attach { directory, fd, .. })) => Some((*fd, *directory)),
         _ => None,
@@ -160,7 +160,7 @@ fn directories_are_noted_when_sources_are_opened() {
     let attached: Vec<_> = attached.collect();
     assert_eq!(attached, [(1, true), (2, false)]);
     value["mounts"] = json!([bind("missing")]);
-    let error = ask(&value).unwrap().open_sources().unwrap_err().to_string();
+    let error = ask(&value).unwrap().open_sources(Vec::new()).unwrap_err().to_string();
     assert!(
         error.starts_with("mount source /") && error.ends_with("missing: no such file or directory"),
         "{error}"

@@ -1,6 +1,7 @@
 //! Creating and starting: from a request and an image to a cloned process that waits for its start.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -19,7 +20,10 @@ use crisp_runtime::{
 };
 use crisp_sys::fd::memfd_create_sealed;
 
-use super::{devices, remove};
+use super::{
+    devices, remove,
+    sources::{self, ImageVolumes},
+};
 use crate::{
     convert::{
         resources, seccomp, signal,
@@ -42,6 +46,13 @@ struct Prepared {
     fds: Vec<OwnedFd>,
 }
 
+/// The images that a container needs.
+struct Images {
+    /// The one that it runs.
+    image: Arc<Image>,
+    volumes: ImageVolumes,
+}
+
 /// Makes a container; on failure everything is undone.
 ///
 /// # Errors
@@ -50,15 +61,17 @@ pub async fn container(
     node: &Arc<Node>,
     view: &View,
     id: &Id,
-    config: cri::ContainerConfig,
+    mut config: cri::ContainerConfig,
 ) -> Result<ContainerRecord, RequestError> {
     let name = config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
     let stage = format!("create container {name}");
     let link = view.link.clone().ok_or_else(|| RequestError::precondition("the sandbox is not ready"))?;
     let pid = spec::check(&config, &view.sandbox.config).map_err(|error| error.at(&stage))?;
     let image = find_image(node, &config).map_err(|error| error.at(&stage))?;
+    let volumes = ImageVolumes::find(node, &mut config).map_err(|error| error.at(&stage))?;
+    let images = Images { image, volumes };
     let (task_node, sandbox, task_id) = (node.clone(), view.sandbox.clone(), id.clone());
-    let prepared = blocking(move || prepare(&task_node, &sandbox, &task_id, config, pid, &image)).await;
+    let prepared = blocking(move || prepare(&task_node, &sandbox, &task_id, config, pid, &images)).await;
     let made = match prepared {
         Ok(prepared) => clone(node, &link, prepared).await,
         Err(error) => Err(error),
@@ -91,28 +104,33 @@ fn prepare(
     id: &Id,
     config: cri::ContainerConfig,
     pid: PidMode,
-    image: &Image,
+    images: &Images,
 ) -> Result<Prepared, RequestError> {
+    let Images { image, volumes } = images;
     let mut watch = Stopwatch::start("container prepared");
     let dir = node.state.pod(&sandbox.id);
     fs::create_dir(dir.container(id)).stage("make its directory")?;
     let wanted = resources::resources(config.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?;
-    let snapshot = node.store.prepare(image, id.as_str()).stage("make its writable layer")?;
+    let snapshot =
+        node.store.prepare(image, &volumes.images(), id.as_str()).stage("make its writable layer")?;
     let root = snapshot.mount(false).stage("mount its root")?;
     watch.lap("layer and root");
     let identity = resolve_user(root.as_fd(), &config, image)?;
-    let record = new_record(node, sandbox, id, image, Resolved { config, identity })?;
+    let declared = sources::make_declared(&config, &image.config, &snapshot, root.as_fd())?;
+    let image_volumes = volumes.names(node, &config);
+    let resolved = Resolved { config, identity, image_volumes, declared };
+    let record = new_record(node, sandbox, id, image, resolved)?;
     // From here on a killed daemon knows what to undo.
     record::write(&dir.container_record(id), &record).stage("creating")?;
     let mut planned =
         oci::plan(&record.spec, &oci::PlanInput { staging: node.state.staging() }).stage("plan")?;
     watch.lap("user, spec, record, plan");
-    make_mount_sources(&record.config)?;
+    let ready = sources::open(node, id, &record.config, volumes)?;
     let cgroup = node.cgroups.create_in(&sandbox.cgroup_parent, id.as_str()).stage("make its cgroup")?;
     cgroup.apply(&wanted).stage("linux.resources")?;
     devices::control(node, &cgroup, &record.spec)?;
     watch.lap("cgroup");
-    let sources = planned.open_sources().stage("open the sources of its mounts")?;
+    let sources = planned.open_sources(ready).stage("open the sources of its mounts")?;
     let plan = memfd_create_sealed("plan", &prost::Message::encode_to_vec(&planned.plan)).stage("plan")?;
     let exit = exits::create(&dir.container_exit(id)).stage("exit record")?;
     let fds = [plan, cgroup.dir, exit.into(), root].into_iter().chain(sources).collect();
@@ -136,17 +154,6 @@ fn prepare(
         hold: false,
     };
     Ok(Prepared { record, call, fds })
-}
-
-/// A missing host path becomes a directory, as every CRI runtime does it.
-fn make_mount_sources(config: &cri::ContainerConfig) -> Result<(), RequestError> {
-    for (index, mount) in config.mounts.iter().enumerate() {
-        let path = Path::new(&mount.host_path);
-        if !path.exists() {
-            fs::create_dir_all(path).stage(format_args!("mounts[{index}].host_path {}", path.display()))?;
-        }
-    }
-    Ok(())
 }
 
 fn resolve_user(
@@ -181,6 +188,10 @@ fn id_number(field: &str, value: i64) -> Result<u32, RequestError> {
 struct Resolved {
     config: cri::ContainerConfig,
     identity: user::Identity,
+    /// See [`SpecInput::image_volumes`].
+    image_volumes: BTreeMap<usize, PathBuf>,
+    /// See [`SpecInput::declared`].
+    declared: Vec<(PathBuf, PathBuf)>,
 }
 
 fn new_record(
@@ -190,7 +201,7 @@ fn new_record(
     image: &Image,
     resolved: Resolved,
 ) -> Result<ContainerRecord, RequestError> {
-    let Resolved { config, identity } = resolved;
+    let Resolved { config, identity, image_volumes, declared } = resolved;
     let dir = node.state.pod(&sandbox.id);
     let user = UserRecord { uid: identity.uid, gid: identity.gid, groups: identity.groups };
     let files: Vec<(&str, PathBuf)> =
@@ -207,6 +218,8 @@ fn new_record(
         hostname: &sandbox.hostname,
         sandbox_files: &files,
         shm: if host_ipc { "/dev/shm".into() } else { dir.shm() },
+        image_volumes: &image_volumes,
+        declared: &declared,
         seccomp: seccomp::choose(&spec::security(&config))?,
         default_capabilities: &node.config.container.capabilities,
         held_capabilities: node.held_capabilities,

@@ -3,7 +3,10 @@
 //! Pure: what needs the root file system (users) or the host (device nodes) comes in as arguments. What the
 //! spec says is what `runtime::oci` turns into operations.
 
-use std::{collections::HashSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::PathBuf,
+};
 
 use crisp_image::ImageConfig;
 use crisp_proto::runtime::v1 as cri;
@@ -40,6 +43,11 @@ pub struct SpecInput<'a> {
     pub sandbox_files: &'a [(&'a str, PathBuf)],
     /// Host path of the pod's `/dev/shm`.
     pub shm: PathBuf,
+    /// What stands for the image in the mounts that are volumes of one, by index in the request: a path that nobody
+    /// opens, because the plan's descriptor is made by the image store.
+    pub image_volumes: &'a BTreeMap<usize, PathBuf>,
+    /// Volumes that the image declares: (place in the container, directory on the host).
+    pub declared: &'a [(PathBuf, PathBuf)],
     /// The seccomp profile, if there is to be one.
     pub seccomp: Option<Chosen>,
     /// Capabilities that a container has unless the request says otherwise.
@@ -84,6 +92,9 @@ pub fn spec(input: &SpecInput<'_>) -> Result<Spec, RequestError> {
         .linux(linux)
         .build()
         .stage("spec")?;
+    if let (Some(propagation), Some(linux)) = (root_propagation(input.config), spec.linux_mut()) {
+        linux.set_rootfs_propagation(Some(propagation.to_owned()));
+    }
     // The builder fills in names of its own; the pod's UTS namespace has the hostname.
     spec.set_hostname(None).set_domainname(None).set_annotations(None);
     if let Some(chosen) = &input.seccomp {
@@ -93,6 +104,18 @@ pub fn spec(input: &SpecInput<'_>) -> Result<Spec, RequestError> {
         }
     }
     Ok(spec)
+}
+
+/// Mount events can only come through to a volume, or from it, where the root lets them.
+fn root_propagation(config: &cri::ContainerConfig) -> Option<&'static str> {
+    let any = |wanted| config.mounts.iter().any(|mount| mount.propagation() == wanted);
+    if any(cri::MountPropagation::PropagationBidirectional) {
+        Some("rshared")
+    } else if any(cri::MountPropagation::PropagationHostToContainer) {
+        Some("rslave")
+    } else {
+        None
+    }
 }
 
 /// The request's security context, empty if absent.
@@ -341,6 +364,8 @@ mod tests {
             hostname: "pod",
             sandbox_files: &[("/etc/hosts", "/state/hosts".into())],
             shm: "/state/shm".into(),
+            image_volumes: &BTreeMap::new(),
+            declared: &[],
             seccomp: None,
             default_capabilities: &defaults,
             held_capabilities: u64::MAX,

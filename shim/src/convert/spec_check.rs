@@ -2,7 +2,7 @@
 
 use crisp_proto::runtime::v1 as cri;
 
-use super::{sandbox::check_absolute, spec::security, spec_devices};
+use super::{sandbox::check_absolute, spec::security, spec_devices, spec_mount_check};
 use crate::error::RequestError;
 
 /// Which PID namespace the container lives in.
@@ -45,9 +45,7 @@ pub fn check(
     check_log_path(&config.log_path)?;
     let security = security(config);
     check_security(&security, sandbox)?;
-    for (index, mount) in config.mounts.iter().enumerate() {
-        check_mount(mount, security.privileged).map_err(|error| error.at(format_args!("mounts[{index}]")))?;
-    }
+    spec_mount_check::check(&config.mounts, security.privileged)?;
     pid_mode(&security, sandbox)
 }
 
@@ -111,34 +109,6 @@ fn check_apparmor(
         None => matches!(old, "" | "unconfined"),
     };
     if unconfined { Ok(()) } else { Err(RequestError::unsupported(&format!("{field} (a profile)"))) }
-}
-
-fn check_mount(mount: &cri::Mount, privileged: bool) -> Result<(), RequestError> {
-    check_absolute("container_path", &mount.container_path)?;
-    if mount.container_path.trim_matches('/').is_empty() {
-        return Err(RequestError::invalid("container_path is the root itself"));
-    }
-    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) || !mount.image_sub_path.is_empty() {
-        return Err(RequestError::unsupported("image (a volume from an image)"));
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(RequestError::unsupported("uidMappings/gidMappings"));
-    }
-    check_absolute("host_path", &mount.host_path)?;
-    let propagation = cri::MountPropagation::try_from(mount.propagation)
-        .map_err(|_| RequestError::invalid(format!("propagation {} is unknown", mount.propagation)))?;
-    if propagation == cri::MountPropagation::PropagationBidirectional && !privileged {
-        return Err(RequestError::invalid("propagation: BIDIRECTIONAL needs a privileged container"));
-    }
-    if mount.recursive_read_only {
-        if !mount.readonly {
-            return Err(RequestError::invalid("recursive_read_only needs readonly"));
-        }
-        if propagation != cri::MountPropagation::PropagationPrivate {
-            return Err(RequestError::invalid("recursive_read_only needs propagation PRIVATE"));
-        }
-    }
-    Ok(())
 }
 
 fn pid_mode(
@@ -215,32 +185,6 @@ mod tests {
         let cdi = cri::CdiDevice { name: "vendor.com/gpu=0".into() };
         let cdi = refused(&cri::ContainerConfig { cdi_devices: vec![cdi], ..config() });
         assert_eq!((cdi.class, cdi.text.contains("vendor.com/gpu=0")), (Class::Unimplemented, true));
-    }
-
-    #[test]
-    fn c12_mounts_are_checked_and_named_by_index() {
-        for container_path in ["", "/", ".", "relative", "/a/../b", "//"] {
-            let mount = cri::Mount {
-                container_path: container_path.into(),
-                host_path: "/tmp".into(),
-                ..Default::default()
-            };
-            let error = refused(&cri::ContainerConfig { mounts: vec![mount], ..config() });
-            assert!(error.text.starts_with("mounts[0]"), "{container_path}: {error}");
-        }
-    }
-
-    #[test]
-    fn r30_bidirectional_mounts_need_privilege() {
-        let mount = cri::Mount {
-            container_path: "/m".into(),
-            host_path: "/tmp".into(),
-            propagation: cri::MountPropagation::PropagationBidirectional.into(),
-            ..Default::default()
-        };
-        assert!(
-            refused(&cri::ContainerConfig { mounts: vec![mount], ..config() }).text.contains("privileged")
-        );
     }
 
     #[test]

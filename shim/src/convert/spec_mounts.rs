@@ -2,7 +2,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use crisp_image::ImageConfig;
 use crisp_proto::runtime::v1 as cri;
+use crisp_runtime::oci::hides_proc;
 use oci_spec::runtime::{Mount, MountBuilder};
 
 use super::spec::SpecInput;
@@ -18,8 +20,15 @@ pub(super) fn mounts(
         .config
         .mounts
         .iter()
-        .map(|mount| Ok((clean(&mount.container_path), bind(mount)?)))
+        .enumerate()
+        .map(|(index, mount)| {
+            let image = input.image_volumes.get(&index).map(PathBuf::as_path);
+            Ok((clean(&mount.container_path), bind(mount, image)?))
+        })
         .collect::<Result<Vec<_>, RequestError>>()?;
+    for (place, directory) in input.declared {
+        requested.push((place.clone(), source(place, directory, &["rbind", "rprivate", "rw"])?));
+    }
     // Stable: two mounts of equal depth keep the request's order.
     requested.sort_by_key(|(destination, _)| destination.components().count());
     let covered = |destination: &Path| {
@@ -39,7 +48,8 @@ pub(super) fn mounts(
 }
 
 /// A path without `.` and repeated slashes. `..` was refused before.
-fn clean(path: &str) -> PathBuf {
+#[must_use]
+pub fn clean(path: &str) -> PathBuf {
     Path::new(path).components().filter(|part| !matches!(part, Component::CurDir)).collect()
 }
 
@@ -88,12 +98,60 @@ fn source(destination: &Path, host_path: &Path, options: &[&str]) -> Result<Moun
         .stage(format_args!("spec: mount {}", destination.display()))
 }
 
-fn bind(mount: &cri::Mount) -> Result<Mount, RequestError> {
+/// Places that an image cannot declare a volume at: what is there is the runtime's own.
+const OWN: [&str; 10] = [
+    "/proc",
+    "/dev",
+    "/dev/pts",
+    "/dev/mqueue",
+    "/dev/shm",
+    "/sys",
+    "/sys/fs/cgroup",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+];
+
+/// Where the volumes that an image declares are to be: those that the request mounts nothing at. A path that does not
+/// begin with a slash is taken from the root.
+///
+/// # Errors
+/// `Invalid`, naming the volume.
+pub fn declared(config: &cri::ContainerConfig, image: &ImageConfig) -> Result<Vec<PathBuf>, RequestError> {
+    let mut places = Vec::new();
+    for volume in &image.volumes {
+        let invalid = |reason: &str| RequestError::invalid(format!("image: volume {volume:?} {reason}"));
+        let place = clean(&format!("/{volume}"));
+        super::sandbox::check_absolute("", &format!("/{volume}"))
+            .map_err(|_| invalid("is no path without `..`"))?;
+        if place == Path::new("/") {
+            return Err(invalid("is the root itself"));
+        }
+        if hides_proc(&place.to_string_lossy(), "") && place != Path::new("/proc") {
+            return Err(invalid("lies in /proc"));
+        }
+        let taken = config.mounts.iter().any(|mount| clean(&mount.container_path) == place)
+            || OWN.iter().any(|own| place == Path::new(own))
+            || places.contains(&place);
+        if !taken {
+            places.push(place);
+        }
+    }
+    Ok(places)
+}
+
+/// A mount of the request; `image` stands for the image that it is a volume of.
+fn bind(mount: &cri::Mount, image: Option<&Path>) -> Result<Mount, RequestError> {
     let propagation = match mount.propagation() {
         cri::MountPropagation::PropagationPrivate => "rprivate",
         cri::MountPropagation::PropagationHostToContainer => "rslave",
         cri::MountPropagation::PropagationBidirectional => "rshared",
     };
+    if let Some(image) = image {
+        // Writing is forbidden to the whole of it anyway: there are no mounts in an image.
+        let options = ["rbind", "rprivate", "ro", "nosuid", "nodev"];
+        return source(&clean(&mount.container_path), image, &options);
+    }
     let access = match (mount.readonly, mount.recursive_read_only) {
         (_, true) => "rro",
         (true, false) => "ro",

@@ -25,6 +25,7 @@ mod restart;
 mod sandbox;
 mod seccomp;
 mod untouched;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         pulls::CASES,
         restart::CASES,
         seccomp::CASES,
+        volumes::CASES,
         refusals::CASES,
         daemon::CASES,
         untouched::CASES,

@@ -50,7 +50,7 @@ impl Place {
         let input = PlanInput { staging: self.staging.path().to_owned() };
         let mut planned = plan(&spec, &input).unwrap();
         let mut fds = vec![root];
-        fds.extend(planned.open_sources().unwrap());
+        fds.extend(planned.open_sources(Vec::new()).unwrap());
         let memfd = planned.plan.to_memfd().unwrap();
         Prepared::decode(memfd.as_fd(), fds).unwrap()
     }
