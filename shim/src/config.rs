@@ -108,6 +108,8 @@ keys! {
         /// Let containers mount crisp's socket, state directory or root directory, or something in the latter two. Who
         /// can use them is root on the node. A directory that they lie in can be mounted anyway.
         mount_own_files: bool = false,
+        /// Directories of CDI spec files; a later one wins. Empty: containers cannot name CDI devices.
+        cdi_spec_dirs: Vec<String> = ["/etc/cdi", "/var/run/cdi"].map(Into::into).into(),
     }
 }
 

@@ -4,7 +4,8 @@
 //! pod's monitor. It makes no system call that those rooms have a name for, never forks, and never changes the
 //! namespaces of a thread that serves requests.
 
-pub mod cgroups;
+pub mod cdi;
+mod cgroups;
 pub mod config;
 pub mod container;
 pub mod convert;

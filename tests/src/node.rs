@@ -127,12 +127,16 @@ ipv6 = "fd00:c215::/64"
 
 [image]
 hosts_dir = "{hosts}"
+
+[container]
+cdi_spec_dirs = ["{cdi}/low", "{cdi}/high"]
 {extra}
 "#,
             cgroup_root = self.scope.cgroup_root.display(),
             cgroup_parent = self.scope.cgroup_parent,
             require = place::has_controllers(),
             hosts = self.registry_hosts().display(),
+            cdi = self.cdi().display(),
             extra = self.extra_config,
         )
     }
@@ -217,6 +221,11 @@ hosts_dir = "{hosts}"
     /// The folder of a cgroup below the cgroup root.
     pub fn cgroup(&self, path: &str) -> PathBuf {
         self.scope.cgroup_root.join(path.trim_start_matches('/'))
+    }
+
+    /// The folder of the directories of CDI spec files, `low` and `high`; nobody has made them.
+    pub fn cdi(&self) -> PathBuf {
+        self.folder.path().join("cdi")
     }
 
     /// The socket as a CRI endpoint.

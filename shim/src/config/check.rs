@@ -114,6 +114,9 @@ impl ContainerConfig {
                 self.log_line_bytes
             ));
         }
+        for (index, directory) in self.cdi_spec_dirs.iter().enumerate() {
+            absolute(&format!("container.cdi_spec_dirs[{index}]"), directory, problems);
+        }
         for (index, name) in self.capabilities.iter().enumerate() {
             let known =
                 !name.starts_with("CAP_") && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');

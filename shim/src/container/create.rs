@@ -25,6 +25,7 @@ use super::{
     sources::{self, ImageVolumes},
 };
 use crate::{
+    cdi,
     convert::{
         resources, seccomp, signal,
         spec::{self, PidMode, SpecInput},
@@ -203,13 +204,16 @@ fn new_record(
 ) -> Result<ContainerRecord, RequestError> {
     let Resolved { config, identity, image_volumes, declared } = resolved;
     let dir = node.state.pod(&sandbox.id);
-    let user = UserRecord { uid: identity.uid, gid: identity.gid, groups: identity.groups };
+    let mut user = UserRecord { uid: identity.uid, gid: identity.gid, groups: identity.groups };
+    let cdi = cdi::edits(&node.config.container.cdi_spec_dirs, &config, &user)?;
+    user.groups
+        .extend(cdi.groups.iter().filter(|gid| !user.groups.contains(gid)).copied().collect::<Vec<_>>());
     let files: Vec<(&str, PathBuf)> =
         [("/etc/hostname", "hostname"), ("/etc/hosts", "hosts"), ("/etc/resolv.conf", "resolv.conf")]
             .map(|(destination, name)| (destination, dir.file(name)))
             .into();
     let host_ipc = !dir.shm().exists();
-    let devices = devices::for_container(&config, node.device_program.is_some())?;
+    let devices = devices::for_container(&config, &cdi.nodes, node.device_program.is_some())?;
     let spec = spec::spec(&SpecInput {
         config: &config,
         image: &image.config,
@@ -225,6 +229,7 @@ fn new_record(
         held_capabilities: node.held_capabilities,
         devices: devices.nodes,
         device_rules: devices.rules,
+        cdi: &cdi,
     })?;
     let asked = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
     let log_path = match (sandbox.config.log_directory.as_str(), config.log_path.as_str()) {

@@ -18,6 +18,7 @@ use crisp_runtime::{
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceType, Spec};
 
 use crate::{
+    cdi,
     convert::{
         spec::security,
         spec_devices::{container_path, default_rules, open_rules, rule_for},
@@ -43,13 +44,15 @@ pub(super) struct Devices {
     pub(super) rules: Vec<LinuxDeviceCgroup>,
 }
 
-/// What a container is given: the request's `devices`, and every device of the host for a privileged one. Without
+/// What a container is given: the request's `devices`, then the nodes of `cdi`, which win over others at their places,
+/// and every device of the host for a privileged one. Without
 /// device control (`controlled`) the rules say so: everything is allowed.
 ///
 /// # Errors
 /// `Invalid`, naming the entry: not there, no device, or two different ones at one place. `/dev` cannot be read.
 pub(super) fn for_container(
     config: &cri::ContainerConfig,
+    cdi: &[cdi::Node],
     controlled: bool,
 ) -> Result<Devices, RequestError> {
     let privileged = security(config).privileged;
@@ -74,6 +77,16 @@ pub(super) fn for_container(
             if !open {
                 devices.rules.push(rule_for(&node, &asked.permissions)?);
             }
+        }
+    }
+    for node in cdi {
+        let device = &node.device;
+        devices.nodes.retain(|other| other.path() != device.path());
+        places.insert(device.path().clone(), (device.typ(), device.major(), device.minor()));
+        devices.nodes.push(device.clone());
+        let controllable = matches!(device.typ(), LinuxDeviceType::B | LinuxDeviceType::C);
+        if !open && controllable && !node.access.is_empty() {
+            devices.rules.push(rule_for(device, &node.access)?);
         }
     }
     if privileged {
@@ -196,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_device_has_its_hosts_numbers_at_its_own_place_and_one_rule() {
-        let given = for_container(&config(vec![asked("/dev/full", "/dev/brim", "rw")]), true).unwrap();
+        let given = for_container(&config(vec![asked("/dev/full", "/dev/brim", "rw")]), &[], true).unwrap();
         let node = &given.nodes[0];
         assert_eq!((node.path().as_path(), node.typ()), (Path::new("/dev/brim"), LinuxDeviceType::C));
         assert_eq!((node.major(), node.minor(), node.file_mode()), (1, 7, Some(0o666)));
@@ -207,7 +220,7 @@ mod tests {
 
     #[test]
     fn without_control_the_rules_say_that_all_is_allowed() {
-        let given = for_container(&config(vec![asked("/dev/full", "", "r")]), false).unwrap();
+        let given = for_container(&config(vec![asked("/dev/full", "", "r")]), &[], false).unwrap();
         assert_eq!((given.nodes.len(), given.rules), (1, open_rules().unwrap()));
     }
 
@@ -216,9 +229,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         std::os::unix::fs::symlink("/dev/zero", path("link")).unwrap();
-        let given = for_container(&config(vec![asked(&path("link"), "/dev/z", "r")]), true).unwrap();
+        let given = for_container(&config(vec![asked(&path("link"), "/dev/z", "r")]), &[], true).unwrap();
         assert_eq!((given.nodes[0].major(), given.nodes[0].minor()), (1, 5));
-        let given = for_container(&config(vec![asked("/dev", "/host/dev", "r")]), true).unwrap();
+        let given = for_container(&config(vec![asked("/dev", "/host/dev", "r")]), &[], true).unwrap();
         let found = |path: &str| given.nodes.iter().any(|node| node.path() == Path::new(path));
         assert!(found("/host/dev/null") && !found("/host/dev/ptmx"), "{:?}", given.nodes);
         assert_eq!(given.rules.len(), default_rules().unwrap().len() + given.nodes.len());
@@ -238,7 +251,7 @@ mod tests {
             ("none", "no such file or directory"),
         ] {
             let list = vec![asked("/dev/null", "", "r"), asked(&path(name), "", "r")];
-            let error = for_container(&config(list), true).unwrap_err();
+            let error = for_container(&config(list), &[], true).unwrap_err();
             assert!(error.text.starts_with(&format!("devices[1].host_path {}", path(name))), "{error}");
             assert!(error.text.contains(reason), "{error}");
         }
@@ -247,9 +260,9 @@ mod tests {
     #[test]
     fn one_place_has_one_device() {
         let twice = vec![asked("/dev/zero", "/dev/x", "r"), asked("/dev/zero", "/dev/x", "w")];
-        assert_eq!(for_container(&config(twice), true).unwrap().nodes.len(), 1);
+        assert_eq!(for_container(&config(twice), &[], true).unwrap().nodes.len(), 1);
         let two = vec![asked("/dev/zero", "/dev/x", "r"), asked("/dev/full", "/dev/x", "r")];
-        let error = for_container(&config(two), true).unwrap_err();
+        let error = for_container(&config(two), &[], true).unwrap_err();
         assert!(error.text.contains("devices[1]") && error.text.contains("/dev/x"), "{error}");
     }
 }

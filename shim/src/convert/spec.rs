@@ -19,6 +19,7 @@ use oci_spec::runtime::{
 pub use super::spec_check::{PidMode, check};
 use super::{seccomp::Chosen, spec_mounts::mounts};
 use crate::{
+    cdi,
     error::{RequestError, Stage},
     record::UserRecord,
 };
@@ -58,6 +59,8 @@ pub struct SpecInput<'a> {
     pub devices: Vec<LinuxDevice>,
     /// Which devices may be used how.
     pub device_rules: Vec<LinuxDeviceCgroup>,
+    /// What CDI devices add; their nodes are among `devices`, their groups among the user's.
+    pub cdi: &'a cdi::Edits,
 }
 
 /// Builds the spec.
@@ -219,6 +222,10 @@ fn env(input: &SpecInput<'_>) -> Result<Vec<String>, RequestError> {
         check_env(&entry.key, value)?;
         set(&entry.key, value);
     }
+    for (key, value) in &input.cdi.env {
+        check_env(key, value)?;
+        set(key, value);
+    }
     if !list.iter().any(|(key, _)| key == "HOME") {
         list.push(("HOME".to_owned(), input.home.to_owned()));
     }
@@ -371,6 +378,7 @@ mod tests {
             held_capabilities: u64::MAX,
             devices: vec![],
             device_rules: vec![],
+            cdi: &cdi::Edits::default(),
         })
     }
 

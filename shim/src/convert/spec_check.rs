@@ -39,9 +39,6 @@ pub fn check(
         return Err(RequestError::unsupported("tty"));
     }
     spec_devices::check(&config.devices)?;
-    if let Some(device) = config.cdi_devices.first() {
-        return Err(RequestError::unsupported(&format!("CDI_devices ({})", device.name)));
-    }
     check_log_path(&config.log_path)?;
     let security = security(config);
     check_security(&security, sandbox)?;
@@ -182,9 +179,6 @@ mod tests {
     fn what_is_not_there_yet_is_refused_by_name() {
         let tty = refused(&cri::ContainerConfig { tty: true, ..config() });
         assert_eq!((tty.class, tty.text.contains("tty")), (Class::Unimplemented, true));
-        let cdi = cri::CdiDevice { name: "vendor.com/gpu=0".into() };
-        let cdi = refused(&cri::ContainerConfig { cdi_devices: vec![cdi], ..config() });
-        assert_eq!((cdi.class, cdi.text.contains("vendor.com/gpu=0")), (Class::Unimplemented, true));
     }
 
     #[test]

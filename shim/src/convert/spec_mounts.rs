@@ -29,6 +29,10 @@ pub(super) fn mounts(
     for (place, directory) in input.declared {
         requested.push((place.clone(), source(place, directory, &["rbind", "rprivate", "rw"])?));
     }
+    for mount in &input.cdi.mounts {
+        requested.retain(|(place, _)| place != mount.destination());
+        requested.push((mount.destination().clone(), mount.clone()));
+    }
     // Stable: two mounts of equal depth keep the request's order.
     requested.sort_by_key(|(destination, _)| destination.components().count());
     let covered = |destination: &Path| {

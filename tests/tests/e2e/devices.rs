@@ -187,10 +187,6 @@ fn refused_devices(node: &mut Node) -> Result<()> {
         let message = refused(node.cri().create(&pod.id, &config, &pod.config), Code::InvalidArgument)?;
         ensure!(message.contains("devices[1]") && message.contains(named), "{named}: {message}");
     }
-    let mut config = container_config("c", "busybox", &["sleep", "3600"]);
-    config.cdi_devices = vec![cri::CdiDevice { name: "vendor.com/class=one".to_owned() }];
-    let message = refused(node.cri().create(&pod.id, &config, &pod.config), Code::Unimplemented)?;
-    ensure!(message.contains("vendor.com/class=one"), "{message}");
     node.end_pod(&pod)
 }
 

@@ -7,6 +7,7 @@
 //! (default), `controllers` (only tests that need cgroup controllers) or `no-controllers` (only the others).
 
 mod case;
+mod cdi;
 mod container;
 mod contract;
 mod crictl;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         sandbox::CASES,
         container::CASES,
         devices::CASES,
+        cdi::CASES,
         pods::CASES,
         crictl::CASES,
         logs::CASES,
