@@ -38,8 +38,9 @@ pub enum Call {
     /// Says who calls, and subscribes this connection to events. Answer: [`Answer::Pod`].
     #[prost(message, tag = "2")]
     Hello(Hello),
-    /// Starts the init of the pod's shared PID namespace. Fds: `[cgroup dir]`, none when held. Answer:
-    /// [`Body::Init`], or [`Body::Held`]. When it dies after that, everything else in the pod is killed and the monitor ends once all exits are announced.
+    /// Starts the init of the pod's shared PID namespace. Fds: `[cgroup dir]`, none when held, then
+    /// the user namespace if it gets one. Answer: [`Body::Init`], or [`Body::Held`]. When it dies after that,
+    /// everything else in the pod is killed and the monitor ends once all exits are announced.
     #[prost(message, tag = "3")]
     StartInit(StartInit),
     /// Clones a container up to the point where only `execve` is missing.
@@ -90,6 +91,9 @@ pub struct StartInit {
     /// `oom_score_adj` of the init.
     #[prost(sint32, tag = "1")]
     pub oom_score_adj: i32,
+    /// A user namespace comes along, the last of the descriptors: the init and its PID namespace are made in it.
+    #[prost(bool, tag = "30")]
+    pub user_namespace: bool,
     /// See [`Create::hold`].
     #[prost(bool, tag = "20")]
     pub hold: bool,

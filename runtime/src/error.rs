@@ -29,6 +29,9 @@ pub enum PlanError {
     /// The sealed memory file could not be read, or a mount source could not be opened.
     #[error("{0}")]
     Sys(#[from] SysError),
+    /// A user namespace could not be made.
+    #[error(transparent)]
+    UserNamespace(#[from] crate::userns::HolderError),
     /// The bytes are no plan.
     #[error("decode plan: {reason}")]
     Decode {

@@ -12,6 +12,7 @@
 pub(crate) mod identity;
 pub(crate) mod ops;
 pub(crate) mod pod;
+pub(crate) mod userns;
 
 use crate::launch::prepare::{Ready, Task};
 use crisp_sys::memory::SharedWord;
@@ -62,10 +63,12 @@ pub enum Step {
     Seccomp = 17,
     /// Waiting to be put into its cgroup.
     Cgroup = 18,
+    /// Entering a user namespace.
+    UserNamespace = 19,
 }
 
 impl Step {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::Born,
         Self::Reset,
         Self::OomScore,
@@ -85,6 +88,7 @@ impl Step {
         Self::Execute,
         Self::Seccomp,
         Self::Cgroup,
+        Self::UserNamespace,
     ];
 
     /// The step of a number that came over the report socket or out of the shared word.
@@ -194,6 +198,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) held: Option<BorrowedFd<'a>>,
     /// Exec: the container's first process, whose mount and cgroup namespaces are joined.
     pub(crate) target: Option<BorrowedFd<'a>>,
+    /// Born in a user namespace, by a joiner that has done what takes the host's privileges.
+    pub(crate) joined: bool,
 }
 
 /// Clones a child that runs the errand.
@@ -205,6 +211,12 @@ pub(crate) fn clone(
     // SAFETY: the child calls nothing but `run`, which makes raw system calls on prepared data only and never
     // returns; so this holds in a process with several threads (tests), too.
     unsafe { clone3(flags, cgroup, || run(errand)) }
+}
+
+/// As [`clone`], in a user namespace; the joiner that does it is returned.
+pub(crate) fn clone_in(passage: &userns::Passage<'_>, errand: &Errand<'_>) -> Result<Cloned, SysError> {
+    let before = || userns::before_crossing(errand);
+    userns::clone_joiner(passage, &errand.voice, before, || run(errand))
 }
 
 /// Runs in the child: never returns.
@@ -230,23 +242,16 @@ fn run(errand: &Errand<'_>) -> ! {
 fn prepare(errand: &Errand<'_>) -> Result<(), Failure> {
     let (voice, task) = (&errand.voice, &errand.ready.task);
     reset(voice)?;
-    // Through the monitor's own /proc, before any file system of the container is in sight: nothing in there can
-    // redirect the write (CVE-2025-52881).
-    if let Some(score) = task.oom_score_adj {
-        voice.step(Step::OomScore, || oom_score_adj(score))?;
+    if errand.joined {
+        userns::become_root(voice)?;
+    } else {
+        with_privilege(errand)?;
     }
-    voice.step(Step::Descriptors, || {
-        for (fd, number) in errand.stdio.iter().zip(0..) {
-            give_pipe(*fd, task.uid)?;
-            process::dup_onto_standard(*fd, number)?;
-        }
-        Ok(())
-    })?;
     if let Some(target) = errand.target {
         // The child is visible in the container from its birth: what it inherited is closed before anything else
         // is done there (CVE-2016-9962). That the parent is not dumpable, and so this copy, covers the rest.
         voice.step(Step::Descriptors, || close_all_but(voice.control, Some(target)))?;
-        voice.step(Step::Namespaces, || process::setns(target, libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP))?;
+        userns::enter_container(errand, target)?;
     } else {
         // clone3(NEWCGROUP) would make the *monitor's* cgroup the root of the namespace.
         if errand.ready.cgroup_namespace {
@@ -258,6 +263,28 @@ fn prepare(errand: &Errand<'_>) -> Result<(), Failure> {
     identity::assume(voice, task)?;
     voice.step(Step::Reset, || process::set_signal_mask(0))?;
     identity::confine(voice, task)
+}
+
+/// What takes the privileges of the host's root, and is inherited.
+fn with_privilege(errand: &Errand<'_>) -> Result<(), Failure> {
+    let (voice, task) = (&errand.voice, &errand.ready.task);
+    // Through the monitor's own /proc, before any file system of the container is in sight: nothing in there can
+    // redirect the write (CVE-2025-52881).
+    if let Some(score) = task.oom_score_adj {
+        voice.step(Step::OomScore, || oom_score_adj(score))?;
+    }
+    let owner = errand.ready.user.map_or(task.uid, |user| user.host_uid);
+    voice.step(Step::Descriptors, || {
+        for (fd, number) in errand.stdio.iter().zip(0..) {
+            give_pipe(*fd, owner)?;
+            process::dup_onto_standard(*fd, number)?;
+        }
+        Ok(())
+    })?;
+    match errand.ready.user {
+        Some(_) => userns::raise_limits(voice, task),
+        None => Ok(()),
+    }
 }
 
 /// Lets the user of the process open /dev/stdin, /dev/stdout and /dev/stderr anew, which is what programs and shells

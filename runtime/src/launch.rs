@@ -1,11 +1,12 @@
 //! The parent's side of a start: from a prepared plan to a child with a pidfd.
 //!
 //! Written for the monitor, which has one thread, one PID namespace to return to, and stdio on /dev/null. Nothing
-//! here waits: [`start`] and [`exec`] return as soon as the child is cloned, and what becomes of it is read from
+//! here waits for the child: [`start`] and [`exec`] return as soon as it is cloned, and what becomes of it is read from
 //! [`Child::report`].
 //!
 //! Must not know: the monitor's protocol, logs, exit records.
 
+mod joiner;
 pub(crate) mod prepare;
 mod report;
 
@@ -13,6 +14,7 @@ pub use prepare::Prepared;
 pub use report::{Child, Report};
 
 use crate::error::LaunchError;
+use crate::init::userns::Passage;
 use crate::init::{self, Errand, Voice};
 use crisp_sys::memory::SharedWord;
 use crisp_sys::process::{CloneFlags, Cloned};
@@ -46,6 +48,7 @@ pub struct Stdio {
 /// Clones a container's first process into `cgroup` and its namespaces, up to the point where only `execve` is
 /// missing: it reports [`Report::Ready`] then and waits for [`Child::go`]. Network, IPC and UTS namespaces are the
 /// caller's. Without a cgroup it is born into the caller's and waits for [`Child::placed`] before anything else.
+/// With a user namespace in the plan this waits for the end of the short-lived process that enters it.
 ///
 /// # Errors
 /// [`LaunchError::Gone`] when the process behind [`PidNs::Join`] has ended; [`LaunchError::Sys`] when the kernel
@@ -62,7 +65,8 @@ pub fn start(
     let own = matches!(pid, PidNs::Own);
     let flags = CloneFlags::NEWNS | if own { CloneFlags::NEWPID } else { CloneFlags::empty() };
     let join = if let PidNs::Join(pidfd) = pid { Some((pidfd, "pod init")) } else { None };
-    launch(prepared, Birth { flags, cgroup, join, target: None }, stdio)
+    let user = prepared.user_namespace();
+    launch(prepared, Birth { flags, cgroup, join, target: None, user }, stdio)
 }
 
 /// Runs a further process in a container. It joins the PID namespace by birth, mount and cgroup namespaces of
@@ -80,7 +84,8 @@ pub fn exec(
         return Err(LaunchError::Plan("the plan of an exec has operations"));
     }
     let join = Some((target, "container"));
-    let birth = Birth { flags: CloneFlags::empty(), cgroup: Some(cgroup), join, target: Some(target) };
+    let birth =
+        Birth { flags: CloneFlags::empty(), cgroup: Some(cgroup), join, target: Some(target), user: None };
     let mut child = launch(prepared, birth, stdio)?;
     match child.go() {
         // It has failed already; its report says why.
@@ -91,17 +96,30 @@ pub fn exec(
 
 /// Clones the first process of a shared PID namespace: see [`crate::init`]'s `pod`. It reports [`Report::Ready`]
 /// once it has given everything up, then [`Report::Executed`], and ends on SIGTERM or SIGINT from outside of the
-/// namespace. Without a cgroup it waits for [`Child::placed`] first.
+/// namespace. Without a cgroup it waits for [`Child::placed`] first. `user`: the user namespace that it and its PID
+/// namespace are to be in; the caller's when `None`.
 ///
 /// # Errors
 /// [`LaunchError::Sys`] when the kernel refused a call.
-pub fn pod_init(cgroup: Option<BorrowedFd<'_>>, oom_score_adj: i32) -> Result<Child, LaunchError> {
+pub fn pod_init(
+    cgroup: Option<BorrowedFd<'_>>,
+    user: Option<BorrowedFd<'_>>,
+    oom_score_adj: i32,
+) -> Result<Child, LaunchError> {
     let (ours, theirs) = crisp_sys::socket::socketpair()?;
     let progress = SharedWord::new()?;
     let voice = Voice { control: theirs.as_fd(), progress: &progress };
     let flags = CloneFlags::NEWNS | CloneFlags::NEWPID;
     let blocked = BlockedSignals::all()?;
-    let cloned = init::pod::clone(flags, cgroup, &voice, ours.as_fd(), oom_score_adj)?;
+    let cloned = match user {
+        None => init::pod::clone(flags, cgroup, &voice, ours.as_fd(), oom_score_adj)?,
+        Some(user) => {
+            let born = SharedWord::new()?;
+            let passage = Passage { user, pid: None, flags, cgroup, born: &born };
+            let joiner = init::pod::clone_in(&passage, &voice, ours.as_fd(), oom_score_adj)?;
+            joiner::child_of(&joiner, &passage, &progress, &Role::PodInit, None)?
+        }
+    };
     drop(blocked);
     Child::new(cloned, ours, progress, Role::PodInit)
 }
@@ -113,6 +131,8 @@ struct Birth<'a> {
     /// Whose PID namespace, and what to call that process when it is gone.
     join: Option<(BorrowedFd<'a>, &'static str)>,
     target: Option<BorrowedFd<'a>>,
+    /// The user namespace that a joiner takes it to.
+    user: Option<BorrowedFd<'a>>,
 }
 
 fn launch(prepared: &Prepared, birth: Birth<'_>, stdio: Stdio) -> Result<Child, LaunchError> {
@@ -124,16 +144,24 @@ fn launch(prepared: &Prepared, birth: Birth<'_>, stdio: Stdio) -> Result<Child, 
         stdio: [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()],
         held: birth.cgroup.is_none().then(|| ours.as_fd()),
         target: birth.target,
+        joined: birth.user.is_some(),
     };
     // No handler of the parent may run in the child; it opens its mask again when all is reset.
     let blocked = BlockedSignals::all()?;
+    let role = Role::Program(prepared.plan.clone());
     let clone = || init::clone(birth.flags, birth.cgroup, &errand);
-    let cloned = match birth.join {
-        None => clone()?,
-        Some((pidfd, what)) => in_pid_namespace(pidfd, what, clone)?,
+    let cloned = match (birth.user, birth.join) {
+        (None, None) => clone()?,
+        (None, Some((pidfd, what))) => in_pid_namespace(pidfd, what, clone)?,
+        (Some(user), join) => {
+            let born = SharedWord::new()?;
+            let (pid, what) = join.unzip();
+            let passage = Passage { user, pid, flags: birth.flags, cgroup: birth.cgroup, born: &born };
+            let joiner = init::clone_in(&passage, &errand)?;
+            joiner::child_of(&joiner, &passage, &progress, &role, what)?
+        }
     };
     drop(blocked);
-    let role = Role::Program(prepared.plan.clone());
     Child::new(cloned, ours, progress, role)
 }
 

@@ -7,12 +7,14 @@ mod error;
 mod init;
 pub mod launch;
 pub mod mounts;
+pub mod nodes;
 #[cfg(feature = "oci")]
 pub mod oci;
 pub mod plan;
 #[cfg(feature = "oci")]
 pub mod seccomp;
 pub mod user;
+pub mod userns;
 
 pub use error::{LaunchError, PlanError};
 pub use init::Step;

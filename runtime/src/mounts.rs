@@ -2,8 +2,11 @@
 //!
 //! Must not know: where they will be attached.
 
-use crisp_sys::SysError;
-use std::os::fd::OwnedFd;
+use crate::error::PlanError;
+use crate::userns::IdMappings;
+use crisp_sys::mount::AttrChange;
+use crisp_sys::{Errno, SysError};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 /// A host path to be bound into a container.
@@ -15,6 +18,18 @@ pub struct Source {
     pub recursive: bool,
     /// Where it goes in the container: tells sources of the same path apart.
     pub target: String,
+    /// The ids that files have in the container.
+    pub idmap: Option<IdMap>,
+}
+
+/// An id-mapped mount (mount_setattr(2), "ID-mapped mounts"): what belongs to an id inside of the mapping on disk
+/// appears as the id outside that it stands for, and the other way round for what is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMap {
+    /// As of a user namespace.
+    pub mappings: IdMappings,
+    /// The mounts below are mapped, too.
+    pub recursive: bool,
 }
 
 /// A source that somebody else has opened.
@@ -42,11 +57,26 @@ impl Source {
     /// can be chosen later.
     ///
     /// # Errors
-    /// The path with `ENOENT` when it is missing.
-    pub fn open(&self) -> Result<Opened, SysError> {
+    /// The path with `ENOENT` when it is missing; [`PlanError::Invalid`] when its file system cannot be id-mapped.
+    pub fn open(
+        &self,
+        namespace: &dyn Fn(&IdMappings) -> Result<OwnedFd, PlanError>,
+    ) -> Result<Opened, PlanError> {
+        let failed = |what, error: SysError| SysError::new(what, self.path.to_string_lossy(), error.errno);
         let fd = crisp_sys::mount::open_tree_clone(None, &self.path, self.recursive)
-            .map_err(|error| SysError::new("mount source", self.path.to_string_lossy(), error.errno))?;
-        Opened::new(fd)
+            .map_err(|error| failed("mount source", error))?;
+        if let Some(IdMap { mappings, recursive }) = &self.idmap {
+            let userns = namespace(mappings)?;
+            let change = AttrChange { userns: Some(userns.as_fd()), ..AttrChange::default() };
+            crisp_sys::mount::mount_setattr(&fd, *recursive, &change).map_err(|error| match error.errno {
+                Errno::EINVAL => PlanError::invalid(
+                    format!("mount source {}", self.path.display()),
+                    "its file system has no id-mapped mounts on this kernel",
+                ),
+                _ => failed("id-map mount source", error).into(),
+            })?;
+        }
+        Ok(Opened::new(fd)?)
     }
 }
 

@@ -49,6 +49,20 @@ pub struct Plan {
     /// The container gets a cgroup namespace of its own.
     #[prost(bool, tag = "4")]
     pub cgroup_namespace: bool,
+    /// The process lives in a user namespace that is not the launching process's.
+    #[prost(message, optional, tag = "30")]
+    pub user: Option<User>,
+}
+
+/// The user namespace of a process. All ids of the plan but those here are ids inside of it.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct User {
+    /// Index of the namespace among the plan's descriptors; 0, for an exec: that of the container.
+    #[prost(uint32, tag = "1")]
+    pub fd: u32,
+    /// What the process's user id is outside: pipes that become its standard streams are given to it there.
+    #[prost(uint32, tag = "2")]
+    pub host_uid: u32,
 }
 
 /// One operation of a [`Plan`].
@@ -101,6 +115,10 @@ pub struct RootMount {
     /// mounts that the child sees until the pivot becomes private, or a slave for the other two: never shared.
     #[prost(uint64, tag = "2")]
     pub propagation: u64,
+    /// Index of a tmpfs with what masks hide paths behind and the device nodes that [`Device::node`] names, for a
+    /// child that may make no device nodes (`crate::nodes`); 0: the child makes it, when there is something to hide.
+    #[prost(uint32, tag = "30")]
+    pub kit: u32,
 }
 
 /// See [`Kind::Mount`].
@@ -173,6 +191,9 @@ pub struct Device {
     /// Group.
     #[prost(uint32, tag = "6")]
     pub gid: u32,
+    /// Number of the node in [`RootMount::kit`], which is bound to the path instead; 0: the node is made there.
+    #[prost(uint32, tag = "30")]
+    pub node: u32,
 }
 
 /// See [`Kind::Symlink`].

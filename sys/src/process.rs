@@ -28,8 +28,6 @@ bitflags! {
         const NEWPID = libc::CLONE_NEWPID as u64;
         /// A new network namespace.
         const NEWNET = libc::CLONE_NEWNET as u64;
-        /// The new process is a child of the caller's parent.
-        const PARENT = libc::CLONE_PARENT as u64;
     }
 }
 
@@ -79,17 +77,55 @@ pub unsafe fn clone3(
     child: impl FnOnce(),
 ) -> Result<Cloned, SysError> {
     let mut pidfd: libc::c_int = -1;
-    let into = if cgroup.is_some() { INTO_CGROUP } else { 0 };
     let mut args = CloneArgs {
-        flags: flags.bits() | libc::CLONE_PIDFD as u64 | into,
+        flags: flags.bits() | libc::CLONE_PIDFD as u64,
         pidfd: std::ptr::from_mut(&mut pidfd).addr() as u64,
         exit_signal: libc::SIGCHLD as u64,
-        cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
         ..CloneArgs::default()
     };
-    let pointer = std::ptr::from_mut(&mut args);
     // The address of `pidfd` went through an integer: keep the compiler aware that it is written.
     let _exposed = std::ptr::from_mut(&mut pidfd).expose_provenance();
+    // SAFETY: the caller answers for what the child does.
+    match unsafe { clone_with(&mut args, cgroup, child) } {
+        Err(errno) => Err(SysError::new("clone3", format!("{flags:?}"), errno)),
+        // SAFETY: the kernel has stored a new descriptor there, and nobody else knows its number.
+        Ok(pid) => Ok(Cloned { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// As [`clone3`] with `CLONE_PARENT`: the new process is a child of the caller's parent, which hears of its end as of
+/// the caller's. Without a pidfd: this process would be the one to have it. Allocates nothing. Gives the pid.
+///
+/// # Safety
+/// As [`clone3`].
+///
+/// # Errors
+/// As [`clone3`].
+pub unsafe fn clone3_sibling(
+    flags: CloneFlags,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce(),
+) -> Result<i32, Errno> {
+    // A signal of its own is refused with CLONE_PARENT.
+    let mut args = CloneArgs { flags: flags.bits() | libc::CLONE_PARENT as u64, ..CloneArgs::default() };
+    // SAFETY: the caller answers for what the child does.
+    unsafe { clone_with(&mut args, cgroup, child) }
+}
+
+/// The pid of a child that runs `child` on its own copy of the stack.
+///
+/// # Safety
+/// As [`clone3`].
+unsafe fn clone_with(
+    args: &mut CloneArgs,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce(),
+) -> Result<i32, Errno> {
+    if let Some(cgroup) = cgroup {
+        args.flags |= INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    let pointer = std::ptr::from_mut(args);
     // SAFETY: `args` is a complete clone_args; without CLONE_VM and with no stack given, the child goes on here on
     // its own copy of this stack. What it does then is covered by this function's contract.
     match unsafe { libc::syscall(libc::SYS_clone3, pointer, size_of::<CloneArgs>()) } {
@@ -97,9 +133,8 @@ pub unsafe fn clone3(
             child();
             raw::process::exit_now(255)
         }
-        -1 => Err(SysError::new("clone3", format!("{flags:?}"), Errno::last())),
-        // SAFETY: the kernel has stored a new descriptor there, and nobody else knows its number.
-        pid => Ok(Cloned { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        -1 => Err(Errno::last()),
+        pid => Ok(pid as i32),
     }
 }
 
@@ -283,6 +318,15 @@ pub fn setns(fd: impl AsFd, kinds: CloneFlags) -> Result<(), SysError> {
 /// `EPERM` without privilege, `ENOSPC` above `/proc/sys/user/max_*_namespaces`.
 pub fn unshare(kinds: CloneFlags) -> Result<(), SysError> {
     raw::process::unshare(kinds.bits() as libc::c_int).on("unshare", || format!("{kinds:?}"))
+}
+
+/// `setresuid(2)` of the calling *thread*'s effective user id alone: libc's function would change all threads. Going
+/// back to the real id brings the effective capabilities back.
+///
+/// # Errors
+/// `EPERM` without `CAP_SETUID` for an id that is not one of the thread's own.
+pub fn set_effective_uid_of_thread(uid: u32) -> Result<(), SysError> {
+    raw::process::set_effective_uid(uid).on("setresuid", || uid.to_string())
 }
 
 /// What `/proc/PID/stat` says (proc(5)).

@@ -282,7 +282,13 @@ impl Daemon<'_> {
         std::fs::create_dir(&cgroup_path).unwrap();
         let cgroup: OwnedFd = File::open(cgroup_path).unwrap().into();
         let args = args.iter().map(|arg| arg.as_bytes().to_vec()).collect();
-        let plan = Plan { ops: Vec::new(), process: Some(process(args)), fds: 0, cgroup_namespace: false };
+        let plan = Plan {
+            ops: Vec::new(),
+            process: Some(process(args)),
+            fds: 0,
+            cgroup_namespace: false,
+            user: None,
+        };
         let plan = crisp_sys::fd::memfd_create_sealed("plan", &plan.encode_to_vec()).unwrap();
         let null = File::open("/dev/null").unwrap();
         let (stdout, stdout_end) = crisp_sys::fd::pipe2(false).unwrap();

@@ -85,7 +85,7 @@ fn a_held_container_is_forgotten_when_it_is_removed_killed_or_left_alone() {
 fn a_held_init_is_no_init_until_it_is_in_its_cgroup() {
     let pod = Pod::start();
     let mut daemon = pod.daemon();
-    let hold = Call::StartInit(StartInit { oom_score_adj: 0, hold: true });
+    let hold = Call::StartInit(StartInit { oom_score_adj: 0, hold: true, user_namespace: false });
     let (Body::Held(pid), _) = daemon.call(hold, &[]) else { panic!("not held") };
     assert_eq!(daemon.hello().init, None);
     let early = daemon.refused_create("c0", &Spec::sh("").in_pid(PidNamespace::Pod));

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Runs all operations in order.
 pub(crate) fn run(voice: &Voice<'_>, ops: &[Op], fds: &[OwnedFd]) -> Result<(), Failure> {
-    let mut tree = Tree { root: None, masks: None };
+    let mut tree = Tree { root: None, masks: Masks::None };
     for (op, index) in ops.iter().zip(0..) {
         voice.at(Step::Operation, index, || tree.apply(op, fds))?;
     }
@@ -26,22 +26,52 @@ pub(crate) fn run(voice: &Voice<'_>, ops: &[Op], fds: &[OwnedFd]) -> Result<(), 
 struct Tree<'a> {
     /// The root mount, once attached.
     root: Option<BorrowedFd<'a>>,
-    /// Our own tmpfs with the things that hide others: `null` and `empty`.
-    masks: Option<OwnedFd>,
+    masks: Masks<'a>,
+}
+
+/// A tmpfs with the things that hide others: `null` and `empty`.
+enum Masks<'a> {
+    None,
+    /// Our own.
+    Own(OwnedFd),
+    /// The plan's, which holds device nodes, too.
+    Kit(BorrowedFd<'a>),
+}
+
+impl Masks<'_> {
+    fn get(&self) -> Result<BorrowedFd<'_>, Errno> {
+        match self {
+            Self::None => Err(Errno::EBADF),
+            Self::Own(tmpfs) => Ok(tmpfs.as_fd()),
+            Self::Kit(tmpfs) => Ok(*tmpfs),
+        }
+    }
 }
 
 impl<'a> Tree<'a> {
     fn apply(&mut self, op: &Op, fds: &'a [OwnedFd]) -> Result<(), Errno> {
-        if let Op::Root { staging, host_propagation, masks } = op {
-            let root = fds.first().ok_or(Errno::EBADF)?.as_fd();
-            return self.attach_root(root, staging, *host_propagation, *masks);
+        if let Op::Root { staging, host_propagation, masks, kit } = op {
+            // First of all: nothing that happens to this copy of the host's mounts may reach the host.
+            mount::mount(None, c"/", None, host_propagation | libc::MS_REC, None)?;
+            self.masks = match kit {
+                Some(index) => Masks::Kit(fds.get(*index).ok_or(Errno::EBADF)?.as_fd()),
+                None if *masks => {
+                    let tmpfs = masks_tmpfs()?;
+                    let readonly =
+                        MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
+                    mount::mount_setattr(tmpfs.as_fd(), false, &readonly)?;
+                    Masks::Own(tmpfs)
+                }
+                None => Masks::None,
+            };
+            return self.attach_root(fds.first().ok_or(Errno::EBADF)?.as_fd(), staging);
         }
         let root = self.root.ok_or(Errno::EBADF)?;
         match op {
             Op::Root { .. } => Ok(()),
             Op::Mount(new) => new_mount(root, new),
             Op::Attach(attach) => attach_source(root, attach, fds),
-            Op::Device(device) => make_device(root, device),
+            Op::Device(device) => self.make_device(root, device),
             Op::Symlink { at, target } => make_symlink(root, at, target),
             Op::Mask { path } => self.mask(root, path),
             Op::Readonly { path } => make_readonly(root, path),
@@ -50,23 +80,13 @@ impl<'a> Tree<'a> {
         }
     }
 
-    fn attach_root(
-        &mut self,
-        root: BorrowedFd<'a>,
-        staging: &CStr,
-        host_propagation: u64,
-        masks: bool,
-    ) -> Result<(), Errno> {
-        // First of all: nothing that happens to this copy of the host's mounts may reach the host.
-        mount::mount(None, c"/", None, host_propagation | libc::MS_REC, None)?;
-        if masks {
+    fn attach_root(&mut self, root: BorrowedFd<'a>, staging: &CStr) -> Result<(), Errno> {
+        if let Ok(masks) = self.masks.get() {
             // The root goes on a directory of the masks' tmpfs: open_tree can only copy what is attached (before
             // Linux 6.15), and this way it is gone with the old root.
-            let tmpfs = masks_tmpfs()?;
-            mount::move_mount_to(tmpfs.as_fd(), staging)?;
-            let place = path::open_in_root(tmpfs.as_fd(), c"root", libc::O_PATH | libc::O_DIRECTORY, 0)?;
+            mount::move_mount_to(masks, staging)?;
+            let place = path::open_in_root(masks, c"root", libc::O_PATH | libc::O_DIRECTORY, 0)?;
             mount::move_mount(root, place.as_fd())?;
-            self.masks = Some(tmpfs);
         } else {
             mount::move_mount_to(root, staging)?;
         }
@@ -74,10 +94,24 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
+    fn make_device(&self, root: BorrowedFd<'_>, device: &DeviceAt) -> Result<(), Errno> {
+        let Some(bound) = &device.bound else { return make_device(root, device) };
+        let node = mount::open_tree(Some(self.masks.get()?), &bound.name, libc::OPEN_TREE_CLONE)?;
+        // The mount of the kit is more than its nodes may be used for.
+        let writable = MountAttributes {
+            clear: libc::MOUNT_ATTR_RDONLY,
+            set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC,
+            ..MountAttributes::default()
+        };
+        mount::mount_setattr(node.as_fd(), false, &writable)?;
+        let target = make_file(root, &device.at, &bound.path)?;
+        mount::move_mount(node.as_fd(), target.as_fd())
+    }
+
     /// Hides a path. What is not there needs no hiding.
     fn mask(&self, root: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
         let Some(target) = existing(root, path)? else { return Ok(()) };
-        let masks = self.masks.as_ref().ok_or(Errno::EBADF)?.as_fd();
+        let masks = self.masks.get()?;
         let directory = path::stat(target.as_fd(), c"")?.is_dir();
         let name = if directory { c"empty" } else { c"null" };
         let cover = mount::open_tree(Some(masks), name, libc::OPEN_TREE_CLONE)?;
@@ -85,8 +119,8 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// A read-only tmpfs with a null device, an empty directory, and a place for the root.
-fn masks_tmpfs() -> Result<OwnedFd, Errno> {
+/// A tmpfs with a null device, an empty directory, and a place for the root; still writable.
+pub(crate) fn masks_tmpfs() -> Result<OwnedFd, Errno> {
     let fs = mount::fsopen(c"tmpfs")?;
     mount::fsconfig_string(fs.as_fd(), c"size", c"4k")?;
     mount::fsconfig_string(fs.as_fd(), c"mode", c"0755")?;
@@ -100,8 +134,6 @@ fn masks_tmpfs() -> Result<OwnedFd, Errno> {
     }
     path::mkdirat(tmpfs.as_fd(), c"empty", 0o555)?;
     path::mkdirat(tmpfs.as_fd(), c"root", 0o755)?;
-    let readonly = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
-    mount::mount_setattr(tmpfs.as_fd(), false, &readonly)?;
     Ok(tmpfs)
 }
 
@@ -160,7 +192,7 @@ fn attach_source(root: BorrowedFd<'_>, attach: &AttachAt, fds: &[OwnedFd]) -> Re
     let target = if attach.directory {
         path::mkdir_all(root, &attach.target.whole, 0o755)?
     } else {
-        make_file(root, attach)?
+        make_file(root, &attach.target, &attach.path)?
     };
     // A link in the image may lead into proc, where a mount would hide the kernel's files from what relies on them
     // (CVE-2019-16884, CVE-2025-52881). Only a plan that names proc means it.
@@ -172,18 +204,18 @@ fn attach_source(root: BorrowedFd<'_>, attach: &AttachAt, fds: &[OwnedFd]) -> Re
 }
 
 /// An `O_PATH` descriptor of the file at the target, made empty when missing.
-fn make_file(root: BorrowedFd<'_>, attach: &AttachAt) -> Result<OwnedFd, Errno> {
-    match path::open_in_root(root, &attach.path, libc::O_PATH, 0) {
+fn make_file(root: BorrowedFd<'_>, target: &Parent, at: &CStr) -> Result<OwnedFd, Errno> {
+    match path::open_in_root(root, at, libc::O_PATH, 0) {
         Err(Errno::ENOENT) => {}
         answer => return answer,
     }
-    let parent = path::mkdir_all(root, &attach.target.parent, 0o755)?;
+    let parent = path::mkdir_all(root, &target.parent, 0o755)?;
     // With the root as scope, so that a dangling link at the end creates its target inside the root, too: its
     // directories are the only thing that is not made.
     drop(parent);
     let flags = libc::O_CREAT | libc::O_WRONLY | libc::O_NOCTTY | libc::O_NONBLOCK;
-    drop(path::open_in_root(root, &attach.path, flags, 0o644)?);
-    path::open_in_root(root, &attach.path, libc::O_PATH, 0)
+    drop(path::open_in_root(root, at, flags, 0o644)?);
+    path::open_in_root(root, at, libc::O_PATH, 0)
 }
 
 fn is_device(stat: &Stat, kind: u32, major: u32, minor: u32) -> bool {

@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "closing all descriptors is outside of Rust's ownership")]
 
+use super::userns::{self, Passage};
 use super::{Failure, Step, Voice, encode, ops};
 use crisp_sys::process::{CloneFlags, Cloned, clone3};
 use crisp_sys::raw::mount::{self, MountAttributes};
@@ -26,11 +27,28 @@ pub(crate) fn clone(
     oom_score_adj: i32,
 ) -> Result<Cloned, SysError> {
     // SAFETY: the child calls nothing but `run`, which makes raw system calls only and never returns.
-    unsafe { clone3(flags, cgroup, || run(voice, cgroup.is_none().then_some(parents_end), oom_score_adj)) }
+    unsafe {
+        clone3(flags, cgroup, || run(voice, cgroup.is_none().then_some(parents_end), Some(oom_score_adj)))
+    }
 }
 
-/// Runs in the child: never returns.
-fn run(voice: &Voice<'_>, held: Option<BorrowedFd<'_>>, oom_score_adj: i32) -> ! {
+/// As [`clone`], in a user namespace; the joiner that does it is returned.
+pub(crate) fn clone_in(
+    passage: &Passage<'_>,
+    voice: &Voice<'_>,
+    parents_end: BorrowedFd<'_>,
+    oom_score_adj: i32,
+) -> Result<Cloned, SysError> {
+    let before = || {
+        voice.step(Step::Reset, || process::set_nice(0))?;
+        voice.step(Step::OomScore, || super::oom_score_adj(oom_score_adj))
+    };
+    let held = passage.cgroup.is_none().then_some(parents_end);
+    userns::clone_joiner(passage, voice, before, || run(voice, held, None))
+}
+
+/// Runs in the child: never returns. Without a score it was born in a user namespace, and with its score.
+fn run(voice: &Voice<'_>, held: Option<BorrowedFd<'_>>, oom_score_adj: Option<i32>) -> ! {
     let placed = held.map_or(Ok(()), |parents_end| voice.wait_for_cgroup(parents_end));
     if let Err(failure) = placed.and_then(|()| prepare(voice, oom_score_adj)) {
         voice.fail(failure);
@@ -45,24 +63,35 @@ fn run(voice: &Voice<'_>, held: Option<BorrowedFd<'_>>, oom_score_adj: i32) -> !
     reap_forever()
 }
 
-fn prepare(voice: &Voice<'_>, oom_score_adj: i32) -> Result<(), Failure> {
+fn prepare(voice: &Voice<'_>, oom_score_adj: Option<i32>) -> Result<(), Failure> {
     super::reset(voice)?;
-    voice.step(Step::OomScore, || super::oom_score_adj(oom_score_adj))?;
+    match oom_score_adj {
+        Some(score) => voice.step(Step::OomScore, || super::oom_score_adj(score))?,
+        None => userns::become_root(voice)?,
+    }
     voice.step(Step::Namespaces, || {
         process::unshare(libc::CLONE_NEWCGROUP)?;
         enter_empty_root()
     })?;
     voice.step(Step::BoundingSet, || process::drop_bounding(0))?;
     voice.step(Step::Groups, || process::setgroups(&[]))?;
-    voice.step(Step::Gid, || process::setresgid(NOBODY))?;
+    voice.step(Step::Gid, || if_mapped(process::setresgid(NOBODY)))?;
     // Without KEEPCAPS the change of uid takes all capabilities along.
-    voice.step(Step::Uid, || process::setresuid(NOBODY))?;
+    voice.step(Step::Uid, || if_mapped(process::setresuid(NOBODY)))?;
     voice.step(Step::Capabilities, || {
         process::capset(0, 0, 0)?;
         process::prctl(libc::PR_SET_DUMPABLE, 0, 0)?;
         process::set_name(c"crisp-init")
     })?;
     voice.step(Step::NoNewPrivs, || process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop))
+}
+
+/// EINVAL: a user namespace that is too small for nobody. Then it stays that one's root, without capabilities.
+fn if_mapped(answer: Result<(), Errno>) -> Result<(), Errno> {
+    match answer {
+        Err(Errno::EINVAL) => Ok(()),
+        answer => answer,
+    }
 }
 
 fn enter_empty_root() -> Result<(), Errno> {

@@ -7,7 +7,7 @@ use crate::error::PlanError;
 use crate::plan::{self, Capabilities, Kind, Plan, Rlimit};
 use crisp_sys::raw::process::StringArray;
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// Largest plan, in bytes.
@@ -31,12 +31,21 @@ pub(crate) struct Ready {
     pub(crate) task: Task,
     pub(crate) fds: Vec<OwnedFd>,
     pub(crate) cgroup_namespace: bool,
+    pub(crate) user: Option<User>,
+}
+
+/// The user namespace of the process; see [`plan::User`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct User {
+    /// Index of its descriptor; `None` for an exec, which takes the container's.
+    pub(crate) fd: Option<usize>,
+    pub(crate) host_uid: u32,
 }
 
 /// An operation in the kernel's terms; see [`plan::Kind`].
 #[derive(Debug)]
 pub(crate) enum Op {
-    Root { staging: CString, host_propagation: u64, masks: bool },
+    Root { staging: CString, host_propagation: u64, masks: bool, kit: Option<usize> },
     Mount(MountAt),
     Attach(AttachAt),
     Device(DeviceAt),
@@ -80,6 +89,17 @@ pub(crate) struct DeviceAt {
     pub(crate) minor: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// Bound from the kit instead of made.
+    pub(crate) bound: Option<Bound>,
+}
+
+/// A device node of the kit.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    /// Its name there.
+    pub(crate) name: CString,
+    /// Where it goes.
+    pub(crate) path: CString,
 }
 
 /// A path taken apart.
@@ -136,8 +156,15 @@ impl Prepared {
         let ops = ops(&plan)?;
         let process = plan.process.as_ref().ok_or_else(|| PlanError::invalid("process", "missing"))?;
         let task = task(process)?;
+        let user = user(&plan)?;
         let cgroup_namespace = plan.cgroup_namespace;
-        Ok(Self { plan: Arc::new(plan), ready: Ready { ops, task, fds, cgroup_namespace } })
+        Ok(Self { plan: Arc::new(plan), ready: Ready { ops, task, fds, cgroup_namespace, user } })
+    }
+
+    /// The user namespace that the plan's container is born into.
+    pub(crate) fn user_namespace(&self) -> Option<BorrowedFd<'_>> {
+        let index = self.ready.user.and_then(|user| user.fd)?;
+        self.ready.fds.get(index).map(AsFd::as_fd)
     }
 
     /// A limit that the program gets unless the plan sets that one: for a launching process that has raised its own
@@ -154,6 +181,19 @@ impl Prepared {
     pub fn into_root(self) -> Option<OwnedFd> {
         self.ready.fds.into_iter().next()
     }
+}
+
+/// A container needs a descriptor of its user namespace, an exec has none.
+fn user(plan: &Plan) -> Result<Option<User>, PlanError> {
+    let Some(user) = &plan.user else { return Ok(None) };
+    let fd = match (plan.ops.is_empty(), user.fd) {
+        (true, 0) => None,
+        (false, fd) if fd > 0 && fd < plan.fds => Some(fd as usize),
+        (_, fd) => {
+            return Err(PlanError::invalid("user", format!("descriptor {fd} of {}", plan.fds)));
+        }
+    };
+    Ok(Some(User { fd, host_uid: user.host_uid }))
 }
 
 fn ops(plan: &Plan) -> Result<Vec<Op>, PlanError> {
@@ -191,6 +231,13 @@ fn op(kind: &Kind, fds: u32, masks: bool, shared: bool) -> Result<Op, PlanError>
                     other => return Err(PlanError::invalid("ops.root", format!("propagation {other:#x}"))),
                 },
                 masks,
+                kit: match root.kit {
+                    0 => None,
+                    fd if fd < fds => Some(fd as usize),
+                    fd => {
+                        return Err(PlanError::invalid("ops.root.kit", format!("descriptor {fd} of {fds}")));
+                    }
+                },
             }
         }
         Kind::Mount(new) => Op::Mount(MountAt {
@@ -243,6 +290,10 @@ fn device_at(device: &plan::Device) -> Result<DeviceAt, PlanError> {
         minor: device.minor,
         uid: device.uid,
         gid: device.gid,
+        bound: match device.node {
+            0 => None,
+            node => Some(Bound { name: crate::nodes::name(node)?, path: path(&device.path)? }),
+        },
     })
 }
 

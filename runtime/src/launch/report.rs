@@ -144,8 +144,7 @@ impl Child {
     }
 
     fn step(&self) -> (Step, u16) {
-        let word = self.progress.get();
-        (Step::from_number((word >> 16) as u16).unwrap_or(Step::Born), (word & 0xffff) as u16)
+        step(&self.progress)
     }
 
     fn died(&self) -> LaunchError {
@@ -172,9 +171,15 @@ impl Child {
         LaunchError::Child { step, what: self.describe(step, index), errno }
     }
 
-    /// A step with its object.
     fn describe(&self, step: Step, index: u16) -> String {
-        let Role::Program(plan) = &self.role else { return format!("pod init: {}", name(step)) };
+        self.role.describe(step, index)
+    }
+}
+
+impl Role {
+    /// A step with its object.
+    pub(super) fn describe(&self, step: Step, index: u16) -> String {
+        let Self::Program(plan) = self else { return format!("pod init: {}", name(step)) };
         let process = plan.process.as_ref();
         let limit = || process.and_then(|process| process.rlimits.get(usize::from(index)));
         match step {
@@ -201,6 +206,12 @@ impl Child {
     }
 }
 
+/// The step that a child was in last.
+pub(super) fn step(progress: &SharedWord) -> (Step, u16) {
+    let word = progress.get();
+    (Step::from_number((word >> 16) as u16).unwrap_or(Step::Born), (word & 0xffff) as u16)
+}
+
 fn name(step: Step) -> &'static str {
     match step {
         Step::Born => "begin",
@@ -221,6 +232,7 @@ fn name(step: Step) -> &'static str {
         Step::Waiting => "wait for the start",
         Step::Execute => "execute the program",
         Step::Seccomp => "install the seccomp filter",
+        Step::UserNamespace => "enter the user namespace",
         Step::Cgroup => "wait for its cgroup",
     }
 }

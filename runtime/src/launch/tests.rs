@@ -3,6 +3,7 @@
 mod harness;
 mod pod;
 mod seccomp;
+mod userns;
 
 use super::{PidNs, Report, exec, start};
 use crate::error::LaunchError;

@@ -4,6 +4,7 @@
 
 use crate::error::PlanError;
 use crate::plan::{Device, Kind, Symlink};
+use crate::userns::IdMappings;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Mount};
 use std::path::Path;
 
@@ -26,10 +27,11 @@ const LINKS: [(&str, &str); 4] = [
 ];
 
 /// Appends the operations for default and listed devices. A /dev that is bound from the host is left as it is, apart
-/// from listed devices.
+/// from listed devices. With a user namespace the owners are the host's ids: only the host can make the nodes.
 pub(super) fn plan(
     mounts: &[Mount],
     devices: &[LinuxDevice],
+    user: Option<&IdMappings>,
     kinds: &mut Vec<Kind>,
 ) -> Result<(), PlanError> {
     let listed: Vec<Device> = devices.iter().map(device).collect::<Result<_, _>>()?;
@@ -39,7 +41,9 @@ pub(super) fn plan(
         let free = |path: &str| !listed.iter().any(|device| device.path == path);
         for (path, major, minor) in DEFAULT.into_iter().filter(|(path, ..)| free(path)) {
             let mode = libc::S_IFCHR | 0o666;
-            kinds.push(Kind::Device(Device { path: path.to_owned(), mode, major, minor, uid: 0, gid: 0 }));
+            let uid = user.and_then(|mappings| mappings.host_uid(0)).unwrap_or(0);
+            let gid = user.and_then(|mappings| mappings.host_gid(0)).unwrap_or(0);
+            kinds.push(Kind::Device(Device { path: path.to_owned(), mode, major, minor, uid, gid, node: 0 }));
         }
         if at("/dev/pts").is_some_and(|mount| mount.typ().as_deref() == Some("devpts")) {
             kinds.push(link("/dev/ptmx", "pts/ptmx"));
@@ -78,5 +82,6 @@ fn device(device: &LinuxDevice) -> Result<Device, PlanError> {
         uid: device.uid().unwrap_or(0),
         gid: device.gid().unwrap_or(0),
         path,
+        node: 0,
     })
 }

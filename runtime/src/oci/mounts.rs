@@ -6,7 +6,7 @@
 //! Must not know: which mounts a container needs.
 
 use crate::error::PlanError;
-use crate::mounts::Source;
+use crate::mounts::{IdMap, Source};
 use crate::plan::{Attach, Kind, NewMount};
 use crisp_sys::mount::{MountAttr, Propagation};
 use oci_spec::runtime::Mount;
@@ -75,23 +75,48 @@ pub(super) fn plan(
     for mount in mounts {
         let target = super::text("mounts.destination", mount.destination())?;
         let field = format!("mounts[{target}]");
-        let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list: &Vec<_>| !list.is_empty());
-        if mapped(mount.uid_mappings()) || mapped(mount.gid_mappings()) {
-            return Err(PlanError::unsupported(format!("{field}.uidMappings"), ""));
-        }
         let bind = is_bind(mount);
         let fstype = if bind { None } else { Some(fstype(mount, &field)?) };
         let options = parse(mount.options().as_deref().unwrap_or_default(), fstype, &field)?;
         kinds.push(match fstype {
             None => {
                 let source = source(mount, &target, &field)?;
-                sources.push(Source { path: source, recursive: options.rbind, target: target.clone() });
+                let idmap = idmap(mount, &options, &field)?;
+                sources.push(Source {
+                    path: source,
+                    recursive: options.rbind,
+                    target: target.clone(),
+                    idmap,
+                });
                 Kind::Attach(attach(target, sources.len() as u32, &options))
+            }
+            Some(_) if has_mappings(mount) || options.idmap.is_some() => {
+                return Err(PlanError::unsupported(format!("{field}.uidMappings"), "of a new mount"));
             }
             Some(fstype) => Kind::Mount(new_mount(mount, target, fstype, options, &field)?),
         });
     }
     Ok(())
+}
+
+fn has_mappings(mount: &Mount) -> bool {
+    [mount.uid_mappings(), mount.gid_mappings()].into_iter().flatten().any(|list| !list.is_empty())
+}
+
+/// The id mapping of a bind mount; without the option `ridmap` the mounts below it are left as they are.
+fn idmap(mount: &Mount, options: &Options, field: &str) -> Result<Option<IdMap>, PlanError> {
+    if !has_mappings(mount) {
+        return match options.idmap {
+            None => Ok(None),
+            Some(_) => Err(PlanError::invalid(
+                format!("{field}.options"),
+                "idmap without uidMappings and gidMappings",
+            )),
+        };
+    }
+    let list = |list: &'_ Option<Vec<_>>| list.clone().unwrap_or_default();
+    let mappings = super::user::checked(field, &list(mount.uid_mappings()), &list(mount.gid_mappings()))?;
+    Ok(Some(IdMap { mappings, recursive: options.idmap == Some(true) }))
 }
 
 fn fstype(mount: &Mount, field: &str) -> Result<&'static str, PlanError> {
@@ -134,6 +159,8 @@ struct Options {
     recursive_attributes: MountAttr,
     propagation: Option<(Propagation, bool)>,
     rbind: bool,
+    /// `idmap`, or (true) `ridmap`.
+    idmap: Option<bool>,
     own: Vec<String>,
 }
 
@@ -147,6 +174,8 @@ fn parse(list: &[String], fstype: Option<&str>, field: &str) -> Result<Options, 
         match (option.as_str(), fstype) {
             ("bind", None) => {}
             ("rbind", None) => options.rbind = true,
+            ("idmap", None) => options.idmap = Some(false),
+            ("ridmap", None) => options.idmap = Some(true),
             (_, Some(fstype)) if is_own(option, fstype) => options.own.push(option.clone()),
             _ => return Err(unknown()),
         }

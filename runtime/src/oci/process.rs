@@ -4,20 +4,28 @@
 
 use super::refuse;
 use crate::error::PlanError;
-use crate::plan::{Capabilities, Plan, Process, Rlimit};
+use crate::plan::{Capabilities, Plan, Process, Rlimit, User};
+use crate::userns::IdMappings;
 use oci_spec::runtime::{self as spec, PosixRlimitType};
 use std::str::FromStr;
 
 /// What a process gets when the spec has no umask (Docker, containerd and CRI-O agree on it).
 const DEFAULT_UMASK: u32 = 0o022;
 
-/// Plans a further process in a running container; `seccomp` is `linux.seccomp` of the container's spec.
+/// Plans a further process in a running container; `seccomp` is `linux.seccomp` of the container's spec, `user` the
+/// mapping of its user namespace ([`super::id_mappings`]).
 ///
 /// # Errors
 /// As [`super::plan`].
-pub fn exec_plan(process: &spec::Process, seccomp: Option<&spec::LinuxSeccomp>) -> Result<Plan, PlanError> {
+pub fn exec_plan(
+    process: &spec::Process,
+    seccomp: Option<&spec::LinuxSeccomp>,
+    user: Option<&IdMappings>,
+) -> Result<Plan, PlanError> {
     let process = plan(process, "process", seccomp)?;
-    Ok(Plan { ops: Vec::new(), process: Some(process), fds: 0, cgroup_namespace: false })
+    let host_uid = user.map(|mappings| super::user::host_uid(mappings, &process)).transpose()?;
+    let user = host_uid.map(|host_uid| User { fd: 0, host_uid });
+    Ok(Plan { ops: Vec::new(), process: Some(process), fds: 0, cgroup_namespace: false, user })
 }
 
 /// The process of a plan; `at` is its place in the spec, for error texts.

@@ -27,8 +27,6 @@ fn linux(linux: &Linux) -> Result<(), PlanError> {
     let label = linux.mount_label().as_deref().unwrap_or_default();
     refuse(&[
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|map| !map.is_empty()), ""),
-        ("linux.uidMappings", filled(linux.uid_mappings()), ""),
-        ("linux.gidMappings", filled(linux.gid_mappings()), ""),
         ("linux.sysctl", linux.sysctl().as_ref().is_some_and(|map| !map.is_empty()), ""),
         ("linux.mountLabel", !label.is_empty(), label),
         ("linux.intelRdt", linux.intel_rdt().is_some(), ""),

@@ -1,5 +1,7 @@
 use super::*;
+use crate::nodes::Node;
 use crate::plan::Attach;
+use crisp_sys::mount::MountAttr;
 use oci_spec::runtime as spec;
 use serde_json::{Value, json};
 
@@ -43,6 +45,10 @@ fn web() -> Value {
             "readonlyPaths": ["/proc/sys"]
         }
     })
+}
+
+fn no_namespace(_: &IdMappings) -> Result<OwnedFd, PlanError> {
+    panic!("a user namespace that nobody asked for")
 }
 
 fn input() -> PlanInput {
@@ -122,7 +128,7 @@ fn an_exec_is_a_plan_without_operations() {
         json!({"args": ["sh"], "cwd": "/", "user": {"uid": 5, "gid": 6, "umask": 63}}),
     )
     .unwrap();
-    insta::assert_snapshot!(exec_plan(&process, None).unwrap(), @r#"
+    insta::assert_snapshot!(exec_plan(&process, None, None).unwrap(), @r#"
     plan: 0 descriptors
     process: "sh"
       env: 
@@ -152,7 +158,7 @@ fn directories_are_noted_when_sources_are_opened() {
     value["mounts"] = json!([bind("."), bind("file")]);
     value["mounts"][0]["destination"] = json!("/dir");
     let mut planned = ask(&value).unwrap();
-    assert_eq!(planned.open_sources(Vec::new()).unwrap().len(), 2);
+    assert_eq!(planned.open_sources(Vec::new(), &no_namespace).unwrap().len(), 2);
     let attached = planned.plan.ops.iter().filter_map(|op| match &op.kind {
         Some(Kind::Attach(Attach { directory, fd, .. })) => Some((*fd, *directory)),
         _ => None,
@@ -160,7 +166,7 @@ fn directories_are_noted_when_sources_are_opened() {
     let attached: Vec<_> = attached.collect();
     assert_eq!(attached, [(1, true), (2, false)]);
     value["mounts"] = json!([bind("missing")]);
-    let error = ask(&value).unwrap().open_sources(Vec::new()).unwrap_err().to_string();
+    let error = ask(&value).unwrap().open_sources(Vec::new(), &no_namespace).unwrap_err().to_string();
     assert!(
         error.starts_with("mount source /") && error.ends_with("missing: no such file or directory"),
         "{error}"
@@ -171,12 +177,9 @@ fn directories_are_noted_when_sources_are_opened() {
 fn what_is_set_and_not_supported_is_named() {
     let hooks = json!({"createRuntime": [{"path": "/bin/x"}]});
     assert_eq!(refused("/hooks", hooks), "hooks is not supported");
-    let mappings = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
-    assert_eq!(refused("/linux/uidMappings", mappings.clone()), "linux.uidMappings is not supported");
-    assert_eq!(refused("/mounts/7/uidMappings", mappings), "mounts[/data].uidMappings is not supported");
     assert_eq!(
-        refused("/linux/namespaces/-", json!({"type": "user"})),
-        "linux.namespaces[user] is not supported"
+        refused("/linux/namespaces/-", json!({"type": "time"})),
+        "linux.namespaces[time] is not supported"
     );
     assert_eq!(
         refused("/process/apparmorProfile", json!("x")),
@@ -324,4 +327,113 @@ fn device_rules_that_make_no_sense_are_named() {
         self::refused("/linux/resources", json!({"devices": [{"allow": true, "type": "p"}]})),
         "linux.resources.devices[0].type: a FIFO is no device"
     );
+}
+
+/// [`web`] in a user namespace.
+fn inside() -> Value {
+    let mut value = web();
+    value["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    for field in ["uidMappings", "gidMappings"] {
+        value["linux"][field] = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    }
+    value
+}
+
+#[test]
+fn in_a_user_namespace_the_host_makes_the_devices() {
+    let mut value = inside();
+    let devices = value["linux"]["devices"].as_array_mut().unwrap();
+    devices
+        .push(json!({"path": "/opt/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600, "uid": 3}));
+    devices.push(json!({"path": "/dev/shm/x", "type": "b", "major": 8, "minor": 0, "fileMode": 0o660}));
+    let mounts = value["mounts"].as_array_mut().unwrap();
+    mounts.push(json!({"destination": "/dev/shm", "type": "bind", "source": "/x", "options": ["rbind"],
+        "uidMappings": [{"containerID": 0, "hostID": 7, "size": 1}],
+        "gidMappings": [{"containerID": 0, "hostID": 8, "size": 1}]}));
+    let planned = ask(&value).unwrap();
+    insta::assert_snapshot!(planned.plan.to_string().lines().take(23).collect::<Vec<_>>().join("\n"), @r"
+    plan: 8 descriptors, own cgroup namespace, user namespace fd 7, outside user 100101
+      attach the root at /sys: private
+      mount /proc (proc): nosuid,nodev,noexec [source=proc]
+      mount /dev (bind): fd 5 (directory), set [] clear [], unchanged
+      mount /dev/pts (devpts): nosuid,noexec [source=devpts,newinstance,ptmxmode=0666,mode=0620,gid=5]
+      mount /dev/mqueue (mqueue): nosuid,nodev,noexec [source=mqueue]
+      mount /sys (sysfs): ro,nosuid,nodev,noexec [source=sysfs]
+      mount /sys/fs/cgroup (cgroup2): ro,nosuid,nodev,noexec [source=cgroup]
+      mount /etc/hosts (bind): fd 1 (file), set [] clear [], private and below
+      mount /data (bind): fd 2 (file), set [ro,noatime] clear [atime], slave and below
+      mount /frozen (bind): fd 3 (file), set [] clear [] set below, too [ro], private and below
+      mount /dev/shm (bind): fd 4 (file), set [] clear [], unchanged
+      create link /dev/ptmx -> pts/ptmx
+      create link /dev/fd -> /proc/self/fd
+      create link /dev/stdin -> /proc/self/fd/0
+      create link /dev/stdout -> /proc/self/fd/1
+      create link /dev/stderr -> /proc/self/fd/2
+      create device /opt/zero: c 1:5 0600 3:0, node 1
+      create device /dev/shm/x: b 8:0 0660 0:0, node 2
+      create directory /srv: 0755
+      make /proc/sys read-only
+      mask /proc/kcore
+      mask /sys/firmware
+    ");
+    let [Made::Dev { options, attributes, owner, nodes }, Made::Kit(kit)] = planned.made.as_slice() else {
+        panic!("{:?}", planned.made)
+    };
+    assert_eq!(options, &["source=tmpfs", "mode=755", "size=65536k", "uid=100000", "gid=100000"]);
+    assert_eq!(*attributes, MountAttr::NOSUID | MountAttr::STRICTATIME);
+    assert_eq!(*owner, (100_000, 100_000));
+    let said = |node: &Node| format!("{} {}:{} {}:{}", node.path, node.major, node.minor, node.uid, node.gid);
+    let said: Vec<String> = nodes.iter().chain(kit).map(said).collect();
+    let wanted = [
+        "null 1:3 100000:100000",
+        "zero 1:5 100000:100000",
+        "full 1:7 100000:100000",
+        "random 1:8 100000:100000",
+        "urandom 1:9 100000:100000",
+        "tty 5:0 100000:100000",
+        // The host's own owners: its root is nobody inside.
+        "fuse 10:229 0:44",
+        "/opt/zero 1:5 3:0",
+        "/dev/shm/x 8:0 0:0",
+    ];
+    assert_eq!(said, wanted);
+    let idmaps: Vec<_> = planned.sources.iter().map(|source| source.idmap.is_some()).collect();
+    assert_eq!(idmaps, [false, false, false, true]);
+}
+
+#[test]
+fn r35_mappings_that_cannot_be_are_named() {
+    let range = |container: u64, host: u64, size: u64| json!({"containerID": container, "hostID": host, "size": size});
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let mut value = inside();
+        change(&mut value);
+        ask(&value).unwrap_err().to_string()
+    };
+    let with = |field: &'static str, list: Value| refused(&|value| value["linux"][field] = list.clone());
+    assert_eq!(with("uidMappings", json!([])), "linux.uidMappings: no mapping");
+    assert_eq!(with("gidMappings", json!([range(0, 5, 0)])), "linux.gidMappings: [0]: length 0");
+    assert_eq!(
+        with("uidMappings", json!([range(0, 5, 9), range(8, 50, 9)])),
+        "linux.uidMappings: [0] and [1] overlap"
+    );
+    assert_eq!(
+        with("gidMappings", json!([range(1, 5, 9)])),
+        "linux.gidMappings: id 0 has no place, and the container is built as root"
+    );
+    assert_eq!(
+        with("uidMappings", json!([range(0, 5, 101)])),
+        "process.user.uid: id 101 has no place in the container's user namespace"
+    );
+    assert_eq!(
+        with("gidMappings", json!([range(0, 5, 2000)])),
+        "process.user.gid: id 2000 has no place in the container's user namespace"
+    );
+    let alone = refused(&|value| value["linux"]["namespaces"] = json!([{"type": "mount"}]));
+    assert_eq!(alone, "linux.uidMappings: given without a user namespace");
+    let path = refused(&|value| value["linux"]["namespaces"][3]["path"] = json!("/proc/1/ns/user"));
+    assert_eq!(path, "linux.namespaces[user].path is not supported (/proc/1/ns/user)");
+    let mount = refused(&|value| value["mounts"][6]["uidMappings"] = json!([range(0, 5, 1)]));
+    assert_eq!(mount, "mounts[/etc/hosts].gidMappings: no mapping");
+    let fresh = refused(&|value| value["mounts"][1]["uidMappings"] = json!([range(0, 5, 1)]));
+    assert_eq!(fresh, "mounts[/dev].uidMappings is not supported (of a new mount)");
 }

@@ -62,7 +62,11 @@ impl Display for Kind {
 impl Display for Plan {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         let own = if self.cgroup_namespace { ", own cgroup namespace" } else { "" };
-        writeln!(f, "plan: {} descriptors{own}", self.fds)?;
+        write!(f, "plan: {} descriptors{own}", self.fds)?;
+        match self.user {
+            None => writeln!(f)?,
+            Some(user) => writeln!(f, ", user namespace fd {}, outside user {}", user.fd, user.host_uid)?,
+        }
         for op in &self.ops {
             match &op.kind {
                 Some(kind) => writeln!(f, "  {kind}{}", details(kind))?,
@@ -104,7 +108,8 @@ fn details(kind: &Kind) -> String {
                 _ => 'p',
             };
             let (mode, uid, gid) = (device.mode & 0o7777, device.uid, device.gid);
-            format!(": {kind} {}:{} {mode:04o} {uid}:{gid}", device.major, device.minor)
+            let node = if device.node == 0 { String::new() } else { format!(", node {}", device.node) };
+            format!(": {kind} {}:{} {mode:04o} {uid}:{gid}{node}", device.major, device.minor)
         }
         Kind::Symlink(link) => format!(" -> {}", link.target),
         Kind::Directory(directory) => format!(": {:04o}", directory.mode),

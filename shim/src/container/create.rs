@@ -131,7 +131,7 @@ fn prepare(
     cgroup.apply(&wanted).stage("linux.resources")?;
     devices::control(node, &cgroup, &record.spec)?;
     watch.lap("cgroup");
-    let sources = planned.open_sources(ready).stage("open the sources of its mounts")?;
+    let sources = planned.open_sources(ready, &no_namespace).stage("open the sources of its mounts")?;
     let plan = memfd_create_sealed("plan", &prost::Message::encode_to_vec(&planned.plan)).stage("plan")?;
     let exit = exits::create(&dir.container_exit(id)).stage("exit record")?;
     let fds = [plan, cgroup.dir, exit.into(), root].into_iter().chain(sources).collect();
@@ -289,4 +289,8 @@ pub async fn start(link: Option<&Link>, record: &ContainerRecord) -> Result<i64,
         Ok(_) => Err(RequestError::unknown("the monitor answered something else than it was asked")),
         Err(error) => Err(error.at(stage)),
     }
+}
+
+fn no_namespace(_: &crisp_runtime::userns::IdMappings) -> Result<OwnedFd, crisp_runtime::PlanError> {
+    Err(crisp_runtime::PlanError::Unsupported { field: "userns_options".into(), value: String::new() })
 }

@@ -201,7 +201,8 @@ fn plan(record: &ContainerRecord, command: Vec<String>) -> Result<OwnedFd, Reque
         .ok_or_else(|| RequestError::unknown("the container's record has no process"))?;
     process.set_args(Some(command));
     let seccomp = record.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    let plan = oci::exec_plan(&process, seccomp).stage("plan")?;
+    let user = record.spec.linux().as_ref().map(oci::id_mappings).transpose().stage("plan")?.flatten();
+    let plan = oci::exec_plan(&process, seccomp, user.as_ref()).stage("plan")?;
     memfd_create_sealed("plan", &prost::Message::encode_to_vec(&plan)).stage("plan")
 }
 

@@ -136,7 +136,8 @@ async fn start_init(node: &Node, record: &SandboxRecord, link: &Link) -> Result<
         .cgroups
         .create_in(&record.cgroup_parent, record.id.as_str())
         .stage("make the cgroup of the pod's init")?;
-    let call = Call::StartInit(StartInit { oom_score_adj: INIT_OOM_SCORE_ADJ, hold: false });
+    let call =
+        Call::StartInit(StartInit { oom_score_adj: INIT_OOM_SCORE_ADJ, hold: false, user_namespace: false });
     match link.call(call, &[cgroup.as_fd()]).await?.0 {
         Body::Init(pid) => Ok(ProcessId { pid: pid.pid, start_ticks: pid.start_ticks }),
         _ => Err(RequestError::unknown("the monitor answered something else than it was asked")),

@@ -72,6 +72,13 @@ pub fn symlinkat(target: &CStr, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), 
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }.into()).map(drop)
 }
 
+/// `fchmodat(2)`: the permission bits of a file. A symbolic link is followed: for directories that nobody else can
+/// write to.
+pub fn chmodat(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<(), Errno> {
+    // SAFETY: `name` is NUL-terminated.
+    check(unsafe { libc::fchmodat(dir.as_raw_fd(), name.as_ptr(), mode, 0) }.into()).map(drop)
+}
+
 /// `fchownat(2)` of a name in `dir`, which is not followed; an empty name means `dir` itself, and an id of `u32::MAX`
 /// stays as it is.
 pub fn fchownat(dir: BorrowedFd<'_>, name: &CStr, uid: u32, gid: u32) -> Result<(), Errno> {

@@ -214,6 +214,12 @@ pub fn setresuid(uid: u32) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
 }
 
+/// `setresuid(2)` of this thread: the effective one alone.
+pub fn set_effective_uid(uid: u32) -> Result<(), Errno> {
+    // SAFETY: no pointers; -1 leaves an id as it is.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, u32::MAX, uid, u32::MAX) }).map(drop)
+}
+
 /// `unshare(2)`.
 pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
     // SAFETY: no pointers; what a thread may unshare is the caller's business.

@@ -4,6 +4,9 @@
 //! socket as standard input; serves it until it is told to shut down, whatever becomes of the daemon. One
 //! thread, one epoll loop ([`pod`]); containers are born by `crisp_runtime::launch`.
 //!
+//! Called with another word it is the short-lived process that makes a user namespace (`crisp_runtime::userns`): so
+//! that a node needs one program, which is there and small.
+//!
 //! Must not know: CRI, images, where records live; must not log.
 
 mod cgroup;
@@ -18,12 +21,21 @@ mod stdio;
 mod token;
 
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
+
+use crisp_runtime::userns;
 
 /// Started by hand, or wrongly.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == userns::HOLD) {
+        return match userns::hold(std::io::stdin().as_fd()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let listener = match process::listener() {
         Ok(listener) => listener,
         Err(error) => {

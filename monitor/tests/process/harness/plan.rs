@@ -71,7 +71,8 @@ pub(super) fn process(args: Vec<Vec<u8>>) -> Process {
 }
 
 pub(super) fn container_plan(staging: &Path, args: Vec<Vec<u8>>) -> Plan {
-    let root = RootMount { staging: staging.to_str().unwrap().to_owned(), propagation: libc::MS_PRIVATE };
+    let root =
+        RootMount { staging: staging.to_str().unwrap().to_owned(), propagation: libc::MS_PRIVATE, kit: 0 };
     let mount = |target: &str, fstype: &str| {
         Kind::Mount(NewMount {
             target: target.into(),
@@ -82,7 +83,7 @@ pub(super) fn container_plan(staging: &Path, args: Vec<Vec<u8>>) -> Plan {
     };
     let device = |path: &str, minor| {
         let (path, mode) = (path.to_owned(), libc::S_IFCHR | 0o666);
-        Kind::Device(Device { path, mode, major: 1, minor, uid: 0, gid: 0 })
+        Kind::Device(Device { path, mode, major: 1, minor, uid: 0, gid: 0, node: 0 })
     };
     let ops = [
         Kind::Root(root),
@@ -98,5 +99,6 @@ pub(super) fn container_plan(staging: &Path, args: Vec<Vec<u8>>) -> Plan {
         process: Some(process(args)),
         fds: 1,
         cgroup_namespace: true,
+        user: None,
     }
 }

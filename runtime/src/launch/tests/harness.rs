@@ -7,16 +7,18 @@ use crate::cgroup::tests::{hierarchy, my_turn};
 use crate::cgroup::{Cgroup, CgroupPath, Hierarchy};
 use crate::launch::{Child, PidNs, Prepared, Report, Stdio, start};
 use crate::oci::{PlanInput, exec_plan, plan};
+use crate::userns::IdMappings;
 use crisp_sys::mount::{MountAttr, tmpfs};
 use crisp_sys::poll::{Interest, Poll};
 use crisp_sys::process::{Exited, Wait, waitid};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
-use std::sync::MutexGuard;
+use std::process::{Command, Stdio as Pipe};
+use std::sync::{MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Longest wait for anything.
@@ -28,6 +30,8 @@ pub(super) struct Place {
     hierarchy: Hierarchy,
     top: CgroupPath,
     pub(super) staging: tempfile::TempDir,
+    /// The one user namespace of this place.
+    user: OnceLock<OwnedFd>,
 }
 
 impl Place {
@@ -35,11 +39,16 @@ impl Place {
         let turn = my_turn();
         let hierarchy = hierarchy().expect("a writable cgroup v2 hierarchy");
         let top = CgroupPath::new(&format!("/crisp-test-launch-{test}-{}", std::process::id())).unwrap();
-        Self { _turn: turn, hierarchy, top, staging: tempfile::tempdir().unwrap() }
+        Self { _turn: turn, hierarchy, top, staging: tempfile::tempdir().unwrap(), user: OnceLock::new() }
     }
 
     pub(super) fn cgroup(&self, name: &str) -> Cgroup {
         self.hierarchy.create(&self.top, name).unwrap()
+    }
+
+    /// The user namespace of this place, made with these mappings when it is first asked for.
+    pub(super) fn user_namespace(&self, mappings: &IdMappings) -> OwnedFd {
+        self.user.get_or_init(|| user_namespace(mappings)).try_clone().unwrap()
     }
 
     /// Prepares a container; `change` edits the spec.
@@ -50,7 +59,7 @@ impl Place {
         let input = PlanInput { staging: self.staging.path().to_owned() };
         let mut planned = plan(&spec, &input).unwrap();
         let mut fds = vec![root];
-        fds.extend(planned.open_sources(Vec::new()).unwrap());
+        fds.extend(planned.open_sources(Vec::new(), &|mappings| Ok(self.user_namespace(mappings))).unwrap());
         let memfd = planned.plan.to_memfd().unwrap();
         Prepared::decode(memfd.as_fd(), fds).unwrap()
     }
@@ -64,6 +73,28 @@ impl Drop for Place {
             assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
         }
     }
+}
+
+/// A user namespace with these mappings, made by a process that is gone when this returns.
+pub(super) fn user_namespace(mappings: &IdMappings) -> OwnedFd {
+    let mut maker = Command::new("unshare")
+        .args(["--user", "cat"])
+        .stdin(Pipe::piped())
+        .stdout(Pipe::piped())
+        .spawn()
+        .unwrap();
+    // What cat sends back says that unshare is done.
+    maker.stdin.as_mut().unwrap().write_all(b".").unwrap();
+    maker.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    for (file, list) in [("gid_map", &mappings.gids), ("uid_map", &mappings.uids)] {
+        let lines: String =
+            list.iter().map(|one| format!("{} {} {}\n", one.container, one.host, one.length)).collect();
+        std::fs::write(format!("/proc/{}/{file}", maker.id()), lines).unwrap();
+    }
+    let namespace = File::open(format!("/proc/{}/ns/user", maker.id())).unwrap();
+    drop(maker.stdin.take());
+    maker.wait().unwrap();
+    namespace.into()
 }
 
 /// A fresh tmpfs with busybox in /bin.
@@ -113,9 +144,15 @@ fn spec(script: &str) -> Value {
 
 /// Prepares an exec of a shell script.
 pub(super) fn exec_script(script: &str) -> Prepared {
+    exec_script_in(None, script)
+}
+
+/// Prepares an exec of a shell script in a container with a user namespace.
+pub(super) fn exec_script_in(user: Option<&IdMappings>, script: &str) -> Prepared {
     let process =
         json!({"args": ["sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/", "user": {"uid": 0, "gid": 0}});
-    Prepared::new(exec_plan(&serde_json::from_value(process).unwrap(), None).unwrap(), Vec::new()).unwrap()
+    Prepared::new(exec_plan(&serde_json::from_value(process).unwrap(), None, user).unwrap(), Vec::new())
+        .unwrap()
 }
 
 /// Standard input from /dev/null, output and errors into one pipe, whose other end is returned.

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 #[test]
 fn a_shared_init_shows_nothing_reaps_and_ignores_its_containers() {
     let place = Place::new("podinit");
-    let mut init = pod_init(Some(place.cgroup("init").as_fd()), 100).unwrap();
+    let mut init = pod_init(Some(place.cgroup("init").as_fd()), None, 100).unwrap();
     assert!(matches!(report(&mut init), Report::Ready));
     assert!(matches!(report(&mut init), Report::Executed));
     let proc = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", init.pid)).unwrap();
@@ -50,7 +50,7 @@ fn a_shared_init_shows_nothing_reaps_and_ignores_its_containers() {
 #[test]
 fn an_init_that_dies_takes_its_containers_along() {
     let place = Place::new("podkill");
-    let mut init = pod_init(Some(place.cgroup("init").as_fd()), 0).unwrap();
+    let mut init = pod_init(Some(place.cgroup("init").as_fd()), None, 0).unwrap();
     assert!(matches!(report(&mut init), Report::Ready));
     let prepared = place.container(rootfs().0, "echo up; sleep 1000", |_| {});
     let (child, _output) = running(&prepared, PidNs::Join(init.pidfd.as_fd()), &place.cgroup("web"));

@@ -66,7 +66,7 @@ fn an_exec_has_the_filter_that_it_is_given() {
     let process =
         json!({"args": ["sh", "-c", script], "env": ["PATH=/bin"], "cwd": "/", "user": {"uid": 0, "gid": 0}});
     let profile: LinuxSeccomp = serde_json::from_value(deny("chmod", "SCMP_ACT_ERRNO")).unwrap();
-    let plan = exec_plan(&serde_json::from_value(process).unwrap(), Some(&profile)).unwrap();
+    let plan = exec_plan(&serde_json::from_value(process).unwrap(), Some(&profile), None).unwrap();
     let (io, output) = stdio();
     let prepared = Prepared::new(plan, Vec::new()).unwrap();
     let mut second = exec(&prepared, child.pidfd.as_fd(), cgroup.as_fd(), io).unwrap();

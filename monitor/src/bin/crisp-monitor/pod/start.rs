@@ -28,11 +28,17 @@ impl Pod {
         if self.init.is_some() {
             return Err(refuse(FailureKind::Exists, "the pod's init: started already"));
         }
+        let mut fds = fds;
+        let user = if call.user_namespace { fds.pop() } else { None };
+        if call.user_namespace && user.is_none() {
+            return Err(refuse(FailureKind::Invalid, "start init: no user namespace came along"));
+        }
         let cgroup = match call.hold {
             true => exactly(fds, "start init").map(|[]: [OwnedFd; 0]| None)?,
             false => exactly(fds, "start init").map(|[cgroup]| Some(cgroup))?,
         };
-        let child = launch::pod_init(cgroup.as_ref().map(AsFd::as_fd), call.oom_score_adj)
+        let user = user.as_ref().map(AsFd::as_fd);
+        let child = launch::pod_init(cgroup.as_ref().map(AsFd::as_fd), user, call.oom_score_adj)
             .map_err(|error| refusal::launch(&error))?;
         let serial = self.serial();
         let process = self.watch_child(child, Kind::InitPid, Kind::InitReport, serial)?;
