@@ -136,9 +136,13 @@ impl Node {
             )));
         }
         let plan = sandbox::plan(&config)?;
-        let pod = self.find_or_build(config, plan)?;
-        pod.sandbox_op(SandboxOp::Run).await?;
-        Ok(pod.id.clone())
+        loop {
+            let pod = self.find_or_build(config.clone(), plan.clone())?;
+            // A pod that was found on its way out has freed its name: the request is then as good as the first one.
+            if let Some(result) = pod.ask(SandboxOp::Run).await {
+                return result.map(|()| pod.id.clone());
+            }
+        }
     }
 
     /// One look at the index decides: of two requests with one name exactly one builds.

@@ -6,6 +6,7 @@
 pub mod build;
 pub mod command;
 pub mod cri;
+pub mod dead;
 pub mod host;
 pub mod images;
 pub mod node;

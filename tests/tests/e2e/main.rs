@@ -25,6 +25,7 @@ mod reports;
 mod restart;
 mod sandbox;
 mod seccomp;
+mod stops;
 mod untouched;
 mod volumes;
 
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         pulls::CASES,
         restart::CASES,
         seccomp::CASES,
+        stops::CASES,
         volumes::CASES,
         refusals::CASES,
         daemon::CASES,
