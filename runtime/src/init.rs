@@ -10,6 +10,7 @@
 #![expect(unsafe_code, reason = "clone3, and closing descriptors that the parent's copy owns")]
 
 pub(crate) mod identity;
+pub(crate) mod label;
 pub(crate) mod ops;
 pub(crate) mod pod;
 pub(crate) mod userns;
@@ -65,10 +66,12 @@ pub enum Step {
     Cgroup = 18,
     /// Entering a user namespace.
     UserNamespace = 19,
+    /// Asking for an AppArmor profile.
+    AppArmor = 20,
 }
 
 impl Step {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::Born,
         Self::Reset,
         Self::OomScore,
@@ -89,6 +92,7 @@ impl Step {
         Self::Seccomp,
         Self::Cgroup,
         Self::UserNamespace,
+        Self::AppArmor,
     ];
 
     /// The step of a number that came over the report socket or out of the shared word.
@@ -273,6 +277,9 @@ fn with_privilege(errand: &Errand<'_>) -> Result<(), Failure> {
     if let Some(score) = task.oom_score_adj {
         voice.step(Step::OomScore, || oom_score_adj(score))?;
     }
+    if let Some(request) = &task.apparmor {
+        voice.step(Step::AppArmor, || label::on_execute(request))?;
+    }
     let owner = errand.ready.user.map_or(task.uid, |user| user.host_uid);
     voice.step(Step::Descriptors, || {
         for (fd, number) in errand.stdio.iter().zip(0..) {
@@ -326,13 +333,10 @@ fn close_all_but(one: BorrowedFd<'_>, other: Option<BorrowedFd<'_>>) -> Result<(
     }
 }
 
-/// Writes `/proc/self/oom_score_adj`.
+/// Writes `oom_score_adj` of the calling process.
 pub(crate) fn oom_score_adj(score: i32) -> Result<(), Errno> {
-    let file = process::open(c"/proc/self/oom_score_adj", libc::O_RDWR)?;
+    let file = label::open_own(c"thread-self/oom_score_adj")?;
     let fd = std::os::fd::AsFd::as_fd(&file);
-    if path::fs_magic(fd)? != libc::PROC_SUPER_MAGIC as u64 {
-        return Err(Errno::EXDEV);
-    }
     let mut buffer = [0u8; 12];
     match path::write(fd, decimal(score, &mut buffer)) {
         // Less protection than asked for is no reason to refuse a start; more than allowed never happens.

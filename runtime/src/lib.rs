@@ -6,6 +6,8 @@ pub mod cgroup;
 mod error;
 mod init;
 pub mod launch;
+#[cfg(feature = "oci")]
+pub mod lsm;
 pub mod mounts;
 pub mod nodes;
 #[cfg(feature = "oci")]

@@ -278,6 +278,10 @@ pub struct Process {
     /// `SECCOMP_FILTER_FLAG_*` for it.
     #[prost(uint32, tag = "13")]
     pub seccomp_flags: u32,
+    /// AppArmor profile that the program runs under (`attr/apparmor/exec` of procfs); empty: the kernel's choice, which
+    /// is the monitor's own.
+    #[prost(string, tag = "20")]
+    pub apparmor: String,
 }
 
 /// Capability bit masks.

@@ -2,9 +2,11 @@
 //!
 //! Every field of a request is used, or is documented here as having no object in crisp, or is refused by name.
 
+pub mod apparmor;
 pub mod resources;
 pub mod sandbox;
 pub mod seccomp;
+pub mod selinux;
 pub mod signal;
 pub mod spec;
 mod spec_check;

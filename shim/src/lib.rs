@@ -13,6 +13,7 @@ pub mod error;
 pub mod events;
 pub mod id;
 pub mod link;
+pub mod lsm;
 pub mod node;
 pub mod pod;
 pub mod record;

@@ -16,6 +16,7 @@ use crate::{
     error::{Class, RequestError, Stage},
     events::Events,
     id::{self, Id},
+    lsm::Lsm,
     pod::{Pod, SandboxOp, actor::Actor, build::BuildInput},
     record::{self, ContainerRecord, SandboxPhase, SandboxRecord, StateDir},
     time::now_nanos,
@@ -60,6 +61,8 @@ pub struct Node {
     pub monitor: PathBuf,
     /// Capabilities that this process, and so a monitor and its containers, can have at most.
     pub held_capabilities: u64,
+    /// What the kernel's security modules mean for containers.
+    pub lsm: Lsm,
     /// Who is told what happens.
     pub events: Events,
     index: RwLock<Index>,
@@ -106,6 +109,7 @@ impl Node {
             device_program: parts.device_program,
             monitor: parts.monitor,
             held_capabilities: parts.held_capabilities,
+            lsm: Lsm::detect(),
             events: Events::default(),
             index: RwLock::default(),
         })
@@ -136,13 +140,11 @@ impl Node {
             )));
         }
         let plan = sandbox::plan(&config)?;
-        loop {
-            let pod = self.find_or_build(config.clone(), plan.clone())?;
-            // A pod that was found on its way out has freed its name: the request is then as good as the first one.
-            if let Some(result) = pod.ask(SandboxOp::Run).await {
-                return result.map(|()| pod.id.clone());
-            }
-        }
+        let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        self.lsm.check_selinux(security.and_then(|security| security.selinux_options.as_ref()))?;
+        let pod = self.find_or_build(config, plan)?;
+        pod.sandbox_op(SandboxOp::Run).await?;
+        Ok(pod.id.clone())
     }
 
     /// One look at the index decides: of two requests with one name exactly one builds.

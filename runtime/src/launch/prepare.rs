@@ -127,6 +127,8 @@ pub(crate) struct Task {
     pub(crate) umask: u32,
     pub(crate) seccomp: Vec<libc::sock_filter>,
     pub(crate) seccomp_flags: u32,
+    /// What is written to `attr/apparmor/exec`: `exec NAME`.
+    pub(crate) apparmor: Option<Vec<u8>>,
 }
 
 impl Prepared {
@@ -351,7 +353,16 @@ fn task(process: &plan::Process) -> Result<Task, PlanError> {
         umask: process.umask & 0o777,
         seccomp: instructions(&process.seccomp)?,
         seccomp_flags: process.seccomp_flags,
+        apparmor: apparmor(&process.apparmor)?,
     })
+}
+
+/// The request for a profile as the kernel takes it (see `init::label`).
+fn apparmor(profile: &str) -> Result<Option<Vec<u8>>, PlanError> {
+    if profile.len() > crate::init::label::MAX_NAME || profile.contains(['\n', '\0']) {
+        return Err(PlanError::invalid("process.apparmor", "not one short line"));
+    }
+    Ok((!profile.is_empty()).then(|| format!("exec {profile}").into_bytes()))
 }
 
 /// A seccomp program as the kernel takes it.

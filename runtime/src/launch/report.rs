@@ -200,6 +200,9 @@ impl Role {
                 process.and_then(|process| process.oom_score_adj).unwrap_or_default()
             ),
             Step::Uid => format!("set user id {}", process.map_or(0, |process| process.uid)),
+            Step::AppArmor => {
+                format!("AppArmor profile {}", process.map_or("", |process| process.apparmor.as_str()))
+            }
             Step::Gid => format!("set group id {}", process.map_or(0, |process| process.gid)),
             other => name(other).to_owned(),
         }
@@ -233,6 +236,7 @@ fn name(step: Step) -> &'static str {
         Step::Execute => "execute the program",
         Step::Seccomp => "install the seccomp filter",
         Step::UserNamespace => "enter the user namespace",
+        Step::AppArmor => "AppArmor profile",
         Step::Cgroup => "wait for its cgroup",
     }
 }

@@ -12,6 +12,9 @@ use std::str::FromStr;
 /// What a process gets when the spec has no umask (Docker, containerd and CRI-O agree on it).
 const DEFAULT_UMASK: u32 = 0o022;
 
+/// Longest name of an AppArmor profile, bytes. The kernel takes a page; this leaves room for what stands around it.
+const MAX_PROFILE: usize = 1024;
+
 /// Plans a further process in a running container; `seccomp` is `linux.seccomp` of the container's spec, `user` the
 /// mapping of its user namespace ([`super::id_mappings`]).
 ///
@@ -64,7 +67,16 @@ pub(super) fn plan(
         umask: user.umask().unwrap_or(DEFAULT_UMASK),
         seccomp_flags: filter.as_ref().map_or(0, |filter| filter.flags),
         seccomp: filter.map(|filter| filter.program.clone()).unwrap_or_default(),
+        apparmor: apparmor(process.apparmor_profile().as_deref().unwrap_or_default(), at)?,
     })
+}
+
+/// The name of a profile, as one line of a procfs file.
+fn apparmor(profile: &str, at: &str) -> Result<String, PlanError> {
+    if profile.len() > MAX_PROFILE || profile.chars().any(char::is_control) {
+        return Err(PlanError::invalid(format!("{at}.apparmorProfile"), "not one short line"));
+    }
+    Ok(profile.to_owned())
 }
 
 fn oom_score_adj(score: i32, at: &str) -> Result<i32, PlanError> {

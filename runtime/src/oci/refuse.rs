@@ -38,14 +38,12 @@ fn linux(linux: &Linux) -> Result<(), PlanError> {
 
 /// The first unsupported field of a process; `at` is its own place in the spec.
 pub(super) fn process(process: &Process, at: &str) -> Result<(), PlanError> {
-    let profile = process.apparmor_profile().as_deref().unwrap_or_default();
     let label = process.selinux_label().as_deref().unwrap_or_default();
     let username = process.user().username().as_deref().unwrap_or_default();
     let fields = [
         ("terminal", process.terminal().unwrap_or(false), ""),
         ("consoleSize", process.console_size().is_some(), ""),
         ("commandLine", process.command_line().is_some(), ""),
-        ("apparmorProfile", !profile.is_empty(), profile),
         ("selinuxLabel", !label.is_empty(), label),
         ("ioPriority", process.io_priority().is_some(), ""),
         ("scheduler", process.scheduler().is_some(), ""),

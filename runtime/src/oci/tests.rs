@@ -182,8 +182,8 @@ fn what_is_set_and_not_supported_is_named() {
         "linux.namespaces[time] is not supported"
     );
     assert_eq!(
-        refused("/process/apparmorProfile", json!("x")),
-        "process.apparmorProfile is not supported (x)"
+        refused("/process/apparmorProfile", json!("x\nexec unconfined")),
+        "process.apparmorProfile: not one short line"
     );
     assert_eq!(refused("/process/selinuxLabel", json!("x:y")), "process.selinuxLabel is not supported (x:y)");
     assert_eq!(refused("/process/terminal", json!(true)), "process.terminal is not supported");

@@ -140,6 +140,9 @@ impl Display for Process {
             let instructions = self.seccomp.len() / size_of::<libc::sock_filter>();
             writeln!(f, "  seccomp: {instructions} instructions, flags {:#x}", self.seccomp_flags)?;
         }
+        if !self.apparmor.is_empty() {
+            writeln!(f, "  apparmor: {}", self.apparmor)?;
+        }
         for Rlimit { resource, soft, hard } in &self.rlimits {
             writeln!(f, "  rlimit {resource}: {soft}:{hard}")?;
         }

@@ -78,6 +78,7 @@ pub async fn container(
         Err(error) => Err(error),
     };
     if made.is_err() {
+        node.lsm.forget();
         undo(node, &link, &view.sandbox, id).await;
     }
     made.map_err(|error| error.at(stage))
@@ -110,6 +111,9 @@ fn prepare(
     let Images { image, volumes } = images;
     let mut watch = Stopwatch::start("container prepared");
     let dir = node.state.pod(&sandbox.id);
+    let security = spec::security(&config);
+    node.lsm.check_selinux(security.selinux_options.as_ref())?;
+    node.lsm.check_relabelling(&config.mounts)?;
     fs::create_dir(dir.container(id)).stage("make its directory")?;
     let wanted = resources::resources(config.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?;
     let snapshot =
@@ -213,6 +217,7 @@ fn new_record(
             .map(|(destination, name)| (destination, dir.file(name)))
             .into();
     let host_ipc = !dir.shm().exists();
+    let security = spec::security(&config);
     let devices = devices::for_container(&config, &cdi.nodes, node.device_program.is_some())?;
     let spec = spec::spec(&SpecInput {
         config: &config,
@@ -224,7 +229,8 @@ fn new_record(
         shm: if host_ipc { "/dev/shm".into() } else { dir.shm() },
         image_volumes: &image_volumes,
         declared: &declared,
-        seccomp: seccomp::choose(&spec::security(&config))?,
+        seccomp: seccomp::choose(&security)?,
+        apparmor: node.lsm.profile(&security)?,
         default_capabilities: &node.config.container.capabilities,
         held_capabilities: node.held_capabilities,
         devices: devices.nodes,

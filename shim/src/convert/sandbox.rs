@@ -46,9 +46,7 @@ pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError>
     let host_network = shared_or_host("network", options.network)?;
     let host_ipc = shared_or_host("ipc", options.ipc)?;
     let shared_pid = shared_pid(options.pid)?;
-    if security.selinux_options.as_ref().is_some_and(|options| *options != cri::SeLinuxOption::default()) {
-        return Err(RequestError::unsupported("linux.security_context.selinux_options"));
-    }
+    super::selinux::check("linux.security_context.selinux_options", security.selinux_options.as_ref())?;
     let sysctls = sysctls(&linux, host_network, host_ipc)?;
     Ok(SandboxPlan { key, host_network, host_ipc, shared_pid, sysctls })
 }

@@ -51,6 +51,8 @@ pub struct SpecInput<'a> {
     pub declared: &'a [(PathBuf, PathBuf)],
     /// The seccomp profile, if there is to be one.
     pub seccomp: Option<Chosen>,
+    /// The AppArmor profile, if there is to be one.
+    pub apparmor: Option<String>,
     /// Capabilities that a container has unless the request says otherwise.
     pub default_capabilities: &'a [String],
     /// Capabilities that crisp itself holds, as a bit mask: it cannot give others.
@@ -168,7 +170,7 @@ fn process(
         .capabilities(capabilities(security, input)?)
         .build()
         .stage("spec: process")?;
-    process.set_rlimits(None);
+    process.set_rlimits(None).set_apparmor_profile(input.apparmor.clone());
     process.set_oom_score_adj(Some(oom_score_adj(resources)?));
     Ok(process)
 }
@@ -374,6 +376,7 @@ mod tests {
             image_volumes: &BTreeMap::new(),
             declared: &[],
             seccomp: None,
+            apparmor: None,
             default_capabilities: &defaults,
             held_capabilities: u64::MAX,
             devices: vec![],

@@ -57,7 +57,6 @@ fn check_log_path(path: &str) -> Result<(), RequestError> {
     Ok(())
 }
 
-#[expect(deprecated, reason = "kubelet still fills the old profile fields, so they are checked, too")]
 fn check_security(
     security: &cri::LinuxContainerSecurityContext,
     sandbox: &cri::PodSandboxConfig,
@@ -70,14 +69,9 @@ fn check_security(
             field("privileged")
         )));
     }
-    // A privileged container has no seccomp filter and no AppArmor profile, whatever the profile fields say.
-    if !security.privileged {
-        super::seccomp::wanted(security)?;
-        check_apparmor(&field("apparmor"), security.apparmor.as_ref(), &security.apparmor_profile)?;
-    }
-    if security.selinux_options.as_ref().is_some_and(|options| *options != cri::SeLinuxOption::default()) {
-        return Err(RequestError::unsupported(&field("selinux_options")));
-    }
+    super::seccomp::wanted(security)?;
+    super::apparmor::wanted(security)?;
+    super::selinux::check(&field("selinux_options"), security.selinux_options.as_ref())?;
     if security.run_as_group.is_some()
         && security.run_as_user.is_none()
         && security.run_as_username.is_empty()
@@ -91,21 +85,6 @@ fn check_security(
         check_absolute(&field("masked_paths/readonly_paths"), path)?;
     }
     Ok(())
-}
-
-/// The message field wins over the old string field. Nothing given means no profile here: AppArmor's default profile
-/// is a later piece of work, so only an explicit demand for one is refused.
-fn check_apparmor(
-    field: &str,
-    profile: Option<&cri::SecurityProfile>,
-    old: &str,
-) -> Result<(), RequestError> {
-    use cri::security_profile::ProfileType;
-    let unconfined = match profile {
-        Some(profile) => profile.profile_type() == ProfileType::Unconfined,
-        None => matches!(old, "" | "unconfined"),
-    };
-    if unconfined { Ok(()) } else { Err(RequestError::unsupported(&format!("{field} (a profile)"))) }
 }
 
 fn pid_mode(

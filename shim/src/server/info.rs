@@ -30,6 +30,7 @@ pub(super) fn status(node: &Node) -> HashMap<String, String> {
             "version": env!("CARGO_PKG_VERSION"),
             "instance": node.instance,
             "bootId": node.boot_id,
+            "lsm": node.lsm.describe(),
             "cgroupControllers": node.cgroups.controllers().collect::<Vec<_>>(),
         }),
     ));
