@@ -3,17 +3,14 @@
 //! Drives the built binaries from outside, through the socket and the command line. Must not know: how the daemon works
 //! inside. Imported by nobody.
 
+pub mod apparmor;
 pub mod build;
 pub mod command;
 pub mod cri;
-pub mod dead;
-pub mod grpc;
 pub mod host;
-pub mod http2;
 pub mod images;
 pub mod node;
 pub mod place;
-pub mod random;
 pub mod registry;
 pub mod source;
 pub mod statistics;

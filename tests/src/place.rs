@@ -20,6 +20,8 @@ pub enum Need {
     Crictl,
     /// Debian's docker-registry.
     Registry,
+    /// A kernel that uses AppArmor, and the program that loads profiles.
+    AppArmor,
 }
 
 /// What keeps a test with these needs from running here; `None`: nothing does.
@@ -42,6 +44,7 @@ fn missing(need: Need) -> Option<String> {
     match need {
         Need::Controllers => missing_controllers(),
         Need::Crictl => (!crictl().is_file()).then(|| format!("no crictl at {}", crictl().display())),
+        Need::AppArmor => missing_apparmor(),
         Need::Registry => (!registry().is_file()).then(|| format!("no {}", registry().display())),
     }
 }
@@ -54,6 +57,24 @@ fn missing_controllers() -> Option<String> {
         .filter(|c| !present.split_whitespace().any(|p| p == *c))
         .collect();
     (!absent.is_empty()).then(|| format!("cgroup v2 controllers missing: {}", absent.join(" ")))
+}
+
+fn missing_apparmor() -> Option<String> {
+    if !has_apparmor() {
+        return Some("the kernel does not use AppArmor".to_owned());
+    }
+    apparmor_parser().is_none().then(|| "no apparmor_parser".to_owned())
+}
+
+/// Whether the kernel uses AppArmor.
+pub fn has_apparmor() -> bool {
+    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y")
+}
+
+/// The program that loads AppArmor profiles.
+pub fn apparmor_parser() -> Option<PathBuf> {
+    let usual = ["/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"].map(PathBuf::from);
+    find_in_path("apparmor_parser").or_else(|| usual.into_iter().find(|path| path.is_file()))
 }
 
 /// Whether cgroup limits hold here.

@@ -30,11 +30,16 @@ pub(crate) fn trials<'a>(cases: impl Iterator<Item = &'a Case>) -> Vec<Trial> {
     let required = env::var("CRISP_E2E").is_ok_and(|value| value == "require");
     let set = env::var("CRISP_E2E_SET").unwrap_or_default();
     let wanted = |case: &&Case| match set.as_str() {
-        "controllers" => case.needs.contains(&Need::Controllers),
-        "no-controllers" => !case.needs.contains(&Need::Controllers),
+        "controllers" => needs_node(case),
+        "no-controllers" => !needs_node(case),
         _ => true,
     };
     cases.filter(wanted).map(|case| trial(*case, required)).collect()
+}
+
+/// Whether a test needs what only the kernel of a real node has.
+fn needs_node(case: &Case) -> bool {
+    case.needs.iter().any(|need| matches!(need, Need::Controllers | Need::AppArmor))
 }
 
 fn trial(case: Case, required: bool) -> Trial {

@@ -6,6 +6,7 @@
 //! Environment: `CRISP_E2E=require` turns a missing capability from "ignored" into a failure; `CRISP_E2E_SET` is `all`
 //! (default), `controllers` (only tests that need cgroup controllers) or `no-controllers` (only the others).
 
+mod apparmor;
 mod case;
 mod cdi;
 mod container;
@@ -25,7 +26,6 @@ mod reports;
 mod restart;
 mod sandbox;
 mod seccomp;
-mod stops;
 mod untouched;
 mod volumes;
 
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         pulls::CASES,
         restart::CASES,
         seccomp::CASES,
-        stops::CASES,
+        apparmor::CASES,
         volumes::CASES,
         refusals::CASES,
         daemon::CASES,
