@@ -461,3 +461,25 @@ pub fn container_config(name: &str, image_name: &str, command: &[&str]) -> cri::
         ..Default::default()
     }
 }
+
+/// [`container_config`] with a security context that `change` has had its way with.
+pub fn secured(
+    name: &str,
+    image_name: &str,
+    command: &[&str],
+    change: impl FnOnce(&mut cri::LinuxContainerSecurityContext),
+) -> cri::ContainerConfig {
+    let mut config = container_config(name, image_name, command);
+    let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+    change(security.expect("container_config makes one"));
+    config
+}
+
+/// A bind mount that can be written.
+pub fn bind(host_path: &Path, container_path: &str) -> cri::Mount {
+    cri::Mount {
+        host_path: host_path.display().to_string(),
+        container_path: container_path.to_owned(),
+        ..Default::default()
+    }
+}

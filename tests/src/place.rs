@@ -128,3 +128,8 @@ pub fn volatile() -> PathBuf {
         nix::sys::statfs::statfs(&run).is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
     if tmpfs { run } else { env::temp_dir() }
 }
+
+/// How often a racy test tries: `natively` times, or 100 times where every system call is emulated.
+pub fn rounds(natively: usize) -> usize {
+    if env::var_os("CRISP_VM").is_some() { natively.min(100) } else { natively }
+}

@@ -181,7 +181,7 @@ fn sysctls(
         let refuse = |why: &str| Err(RequestError::invalid(format!("linux.sysctls: {name:?} {why}")));
         let sysctl =
             Sysctl::parse(name).map_err(|error| RequestError::invalid(format!("linux.sysctls: {error}")))?;
-        if value.chars().any(char::is_control) || value.len() > 1024 {
+        if value.is_empty() || value.chars().any(char::is_control) || value.len() > 1024 {
             return refuse("has a value that is not one short line");
         }
         match sysctl.owner() {
@@ -266,7 +266,9 @@ mod tests {
         {
             assert_eq!(plan(&with_sysctl(name, "1")).unwrap_err().class, Class::Invalid, "{name}");
         }
-        assert!(plan(&with_sysctl("kernel.shm_rmid_forced", "1\nkernel.core_pattern=|/evil")).is_err());
+        for value in ["1\nkernel.core_pattern=|/evil", "1\0", ""] {
+            assert!(plan(&with_sysctl("kernel.shm_rmid_forced", value)).is_err(), "{value:?}");
+        }
         assert!(plan(&with_sysctl("kernel.shm_rmid_forced", "1")).is_ok());
         let mut host = with_sysctl("net.ipv4.ip_forward", "1");
         let options = cri::NamespaceOption { network: cri::NamespaceMode::Node.into(), ..Default::default() };

@@ -11,9 +11,11 @@ mod case;
 mod cdi;
 mod container;
 mod contract;
+mod credentials;
 mod crictl;
 mod daemon;
 mod devices;
+mod hostile_accounts;
 mod limits;
 mod logs;
 mod network;
@@ -26,6 +28,7 @@ mod reports;
 mod restart;
 mod sandbox;
 mod seccomp;
+mod sysctls;
 mod untouched;
 mod volumes;
 
@@ -55,6 +58,9 @@ fn main() -> ExitCode {
         restart::CASES,
         seccomp::CASES,
         apparmor::CASES,
+        credentials::CASES,
+        sysctls::CASES,
+        hostile_accounts::CASES,
         volumes::CASES,
         refusals::CASES,
         daemon::CASES,
