@@ -28,7 +28,7 @@ pub struct Request {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What to do.
-    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20")]
+    #[prost(oneof = "Call", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 20")]
     pub call: Option<Call>,
 }
 
@@ -54,8 +54,9 @@ pub enum Call {
     /// Sends a signal to the container's first process. Answer: [`Answer::Done`], also when it has ended.
     #[prost(message, tag = "6")]
     Signal(Signal),
-    /// Runs a further process in a container. Fds: `[plan memfd, cgroup dir, stdin, stdout, stderr]`.
-    /// Answer: [`Answer::ExecStarted`]; its end comes as [`Event::ExecExited`].
+    /// Runs a further process in a container. Fds: `[plan memfd, cgroup dir, stdin, stdout, stderr]`, the last three
+    /// not when the plan asks for a terminal. Answer: [`Body::ExecStarted`], with fds `[terminal]` if it has one; its
+    /// end comes as [`Body::ExecExited`].
     #[prost(message, tag = "7")]
     Exec(Exec),
     /// Opens the log file anew (after rotation). Answer: [`Answer::Done`] once the new file exists and
@@ -75,6 +76,14 @@ pub enum Call {
     /// the pod's init [`Body::Init`].
     #[prost(message, tag = "20")]
     Placed(Placed),
+    /// Lets a client take part in a running container's standard streams. Fds: one for each that is asked for, in the
+    /// order input (to read from), output, errors (to write to). Answer: [`Body::Done`]; the end of it is told by
+    /// [`Body::AttachEnded`]. The descriptors are switched to non-blocking.
+    #[prost(message, tag = "12")]
+    Attach(Attach),
+    /// Sets the size of a container's terminal. Answer: [`Body::Done`].
+    #[prost(message, tag = "13")]
+    Resize(Resize),
 }
 
 /// First message of a connection.
@@ -125,6 +134,8 @@ pub enum PidNamespace {
     Pod = 1,
     /// The host's.
     Host = 2,
+    /// That of the running container [`Create::target`].
+    Target = 3,
 }
 
 /// See [`Call::Create`].
@@ -152,6 +163,14 @@ pub struct Create {
     /// [`Call::Placed`]: somebody else (systemd) makes the cgroup around it.
     #[prost(bool, tag = "20")]
     pub hold: bool,
+    /// CRI `stdin_once`: when the first attached client that writes to the container's standard input ends, so does
+    /// the input. Without effect on a terminal.
+    #[prost(bool, tag = "7")]
+    pub stdin_once: bool,
+    /// The container of this pod whose PID namespace is joined, for [`PidNamespace::Target`]. It must run, also when this
+    /// one is started.
+    #[prost(string, tag = "8")]
+    pub target: String,
 }
 
 /// See [`Call::Signal`].
@@ -176,6 +195,63 @@ pub struct Exec {
     pub exec: String,
 }
 
+/// See [`Call::Attach`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Attach {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub container: String,
+    /// The caller's name for this client; unique in the pod.
+    #[prost(string, tag = "2")]
+    pub attach: String,
+    /// It writes to the container's standard input.
+    #[prost(bool, tag = "3")]
+    pub stdin: bool,
+    /// It gets a copy of what the container writes to standard output from now on.
+    #[prost(bool, tag = "4")]
+    pub stdout: bool,
+    /// As `stdout`, of standard error. Not with a terminal, which has one stream.
+    #[prost(bool, tag = "5")]
+    pub stderr: bool,
+}
+
+/// See [`Call::Resize`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Resize {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub container: String,
+    /// Width in characters, 1 to 65535.
+    #[prost(uint32, tag = "2")]
+    pub columns: u32,
+    /// Height in characters, 1 to 65535.
+    #[prost(uint32, tag = "3")]
+    pub rows: u32,
+}
+
+/// Why an attached client has no part in its container any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum AttachEnd {
+    /// It got everything there was: the container has ended.
+    Container = 0,
+    /// It has closed all of its descriptors.
+    Client = 1,
+    /// It did not read what it had asked for, and was cut off so as not to hold the container.
+    Slow = 2,
+}
+
+/// The end of a [`Call::Attach`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AttachEnded {
+    /// The caller's name for it.
+    #[prost(string, tag = "1")]
+    pub attach: String,
+    /// Why.
+    #[prost(enumeration = "AttachEnd", tag = "2")]
+    pub end: i32,
+}
+
 /// See [`Call::Shutdown`].
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Shutdown {
@@ -191,7 +267,7 @@ pub struct Message {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is said.
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 20")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20")]
     pub body: Option<Body>,
 }
 
@@ -228,6 +304,9 @@ pub enum Body {
     /// Answer to a [`Call::Create`] or [`Call::StartInit`] that holds: the process that waits for its cgroup.
     #[prost(message, tag = "20")]
     Held(Pid),
+    /// Event: an attached client is no longer served; its descriptors are closed.
+    #[prost(message, tag = "11")]
+    AttachEnded(AttachEnded),
 }
 
 /// Nothing.

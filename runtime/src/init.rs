@@ -9,18 +9,21 @@
 
 #![expect(unsafe_code, reason = "clone3, and closing descriptors that the parent's copy owns")]
 
+pub(crate) mod crossing;
 pub(crate) mod identity;
 pub(crate) mod label;
 pub(crate) mod ops;
 pub(crate) mod pod;
+pub(crate) mod terminal;
 pub(crate) mod userns;
 
 use crate::launch::prepare::{Ready, Task};
 use crisp_sys::memory::SharedWord;
 use crisp_sys::process::{CloneFlags, Cloned, clone3};
-use crisp_sys::raw::{path, process};
+use crisp_sys::raw::{self, path, process};
 use crisp_sys::{Errno, SysError};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use crossing::Crossing;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// What a child was doing when something went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +71,16 @@ pub enum Step {
     UserNamespace = 19,
     /// Asking for an AppArmor profile.
     AppArmor = 20,
+    /// Opening a terminal and making it the process's own.
+    Terminal = 21,
+    /// Choosing a PID namespace that others live in.
+    Join = 22,
+    /// Being born there.
+    Birth = 23,
 }
 
 impl Step {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 24] = [
         Self::Born,
         Self::Reset,
         Self::OomScore,
@@ -93,6 +102,9 @@ impl Step {
         Self::Cgroup,
         Self::UserNamespace,
         Self::AppArmor,
+        Self::Terminal,
+        Self::Join,
+        Self::Birth,
     ];
 
     /// The step of a number that came over the report socket or out of the shared word.
@@ -200,6 +212,8 @@ pub(crate) struct Errand<'a> {
     pub(crate) stdio: [BorrowedFd<'a>; 3],
     /// It is born outside of its cgroup and waits until it was moved there; the other end of `voice.control`.
     pub(crate) held: Option<BorrowedFd<'a>>,
+    /// The PID namespace, when others live in it.
+    pub(crate) crossing: Option<Crossing<'a>>,
     /// Exec: the container's first process, whose mount and cgroup namespaces are joined.
     pub(crate) target: Option<BorrowedFd<'a>>,
     /// Born in a user namespace, by a joiner that has done what takes the host's privileges.
@@ -225,22 +239,36 @@ pub(crate) fn clone_in(passage: &userns::Passage<'_>, errand: &Errand<'_>) -> Re
 
 /// Runs in the child: never returns.
 fn run(errand: &Errand<'_>) -> ! {
-    let task = &errand.ready.task;
-    let steps = || {
-        if let Some(parents_end) = errand.held {
-            errand.voice.wait_for_cgroup(parents_end)?;
-        }
-        prepare(errand)?;
-        errand.voice.wait_for_go()?;
-        // With no_new_privs a filter needs no privilege, and so comes last: it has to allow execve and nothing else.
-        if task.no_new_privs { identity::install_filter(&errand.voice, task) } else { Ok(()) }
-    };
-    let Err(failure) = steps() else {
+    let Err(failure) = become_process(errand) else {
         errand.voice.enter(Step::Execute, 0);
-        let errno = execute(task);
+        let errno = execute(&errand.ready.task);
         errand.voice.fail(Failure { step: Step::Execute, index: 0, errno })
     };
     errand.voice.fail(failure)
+}
+
+fn become_process(errand: &Errand<'_>) -> Result<(), Failure> {
+    let (voice, task) = (&errand.voice, &errand.ready.task);
+    if let Some(parents_end) = errand.held {
+        voice.wait_for_cgroup(parents_end)?;
+    }
+    prepare(errand)?;
+    let filtered = errand.crossing.is_some() && task.filter_allows_crossing;
+    if filtered {
+        identity::confine(voice, task)?;
+        identity::confine_at_last(voice, task)?;
+    }
+    if let Some(crossing) = &errand.crossing {
+        crossing.cross(voice)?;
+    }
+    if task.terminal {
+        voice.step(Step::Terminal, raw::terminal::control)?;
+    }
+    if !filtered {
+        identity::confine(voice, task)?;
+    }
+    voice.wait_for_go()?;
+    if filtered { Ok(()) } else { identity::confine_at_last(voice, task) }
 }
 
 fn prepare(errand: &Errand<'_>) -> Result<(), Failure> {
@@ -251,22 +279,26 @@ fn prepare(errand: &Errand<'_>) -> Result<(), Failure> {
     } else {
         with_privilege(errand)?;
     }
-    if let Some(target) = errand.target {
-        // The child is visible in the container from its birth: what it inherited is closed before anything else
-        // is done there (CVE-2016-9962). That the parent is not dumpable, and so this copy, covers the rest.
-        voice.step(Step::Descriptors, || close_all_but(voice.control, Some(target)))?;
+    if let Some(crossing) = &errand.crossing {
+        crossing.aim(voice)?;
+    }
+    let terminal = if let Some(target) = errand.target {
         userns::enter_container(errand, target)?;
+        let open = || terminal::open(identity::root()?.as_fd());
+        task.terminal.then(|| voice.step(Step::Terminal, open)).transpose()?
     } else {
         // clone3(NEWCGROUP) would make the *monitor's* cgroup the root of the namespace.
         if errand.ready.cgroup_namespace {
             voice.step(Step::Namespaces, || process::unshare(libc::CLONE_NEWCGROUP))?;
         }
-        ops::run(voice, &errand.ready.ops, &errand.ready.fds)?;
+        ops::run(voice, &errand.ready.ops, &errand.ready.fds, errand.crossing)?
+    };
+    if let Some(terminal) = terminal {
+        voice.step(Step::Terminal, || terminal::take(&terminal, task.uid, voice.control))?;
     }
-    voice.step(Step::Descriptors, || close_all_but(voice.control, None))?;
+    voice.step(Step::Descriptors, || close_all_but(voice.control))?;
     identity::assume(voice, task)?;
-    voice.step(Step::Reset, || process::set_signal_mask(0))?;
-    identity::confine(voice, task)
+    voice.step(Step::Reset, || process::set_signal_mask(0))
 }
 
 /// What takes the privileges of the host's root, and is inherited.
@@ -318,25 +350,22 @@ pub(crate) fn reset(voice: &Voice<'_>) -> Result<(), Failure> {
     })
 }
 
-/// Closes every descriptor from 3 on, except one or two. What is still owned by a variable of this copy of the
-/// process is never dropped: the process ends in `execve` or `_exit`.
-fn close_all_but(one: BorrowedFd<'_>, other: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
-    let one = one.as_raw_fd() as u32;
-    let other = other.map_or(one, |fd| fd.as_raw_fd() as u32);
-    let (low, high) = (one.min(other), one.max(other));
-    // SAFETY: this copy of the process never returns to code that uses a descriptor other than these two and 0
-    // to 2: the operations' own ones were dropped when `ops::run` returned, the parent's are borrowed.
+/// Closes every descriptor from 3 on, except one. What is still owned by a variable of this copy of the process is
+/// never dropped: the process ends in `execve` or `_exit`.
+fn close_all_but(one: BorrowedFd<'_>) -> Result<(), Errno> {
+    let number = one.as_raw_fd() as u32;
+    // SAFETY: this copy of the process never returns to code that uses a descriptor other than this one and 0 to 2:
+    // the operations' own ones were dropped when `ops::run` returned, the parent's are borrowed.
     unsafe {
-        process::close_range(3, low.saturating_sub(1))?;
-        process::close_range(low + 1, high.saturating_sub(1))?;
-        process::close_range(high + 1, u32::MAX)
+        process::close_range(3, number.saturating_sub(1))?;
+        process::close_range(number + 1, u32::MAX)
     }
 }
 
 /// Writes `oom_score_adj` of the calling process.
 pub(crate) fn oom_score_adj(score: i32) -> Result<(), Errno> {
     let file = label::open_own(c"thread-self/oom_score_adj")?;
-    let fd = std::os::fd::AsFd::as_fd(&file);
+    let fd = file.as_fd();
     let mut buffer = [0u8; 12];
     match path::write(fd, decimal(score, &mut buffer)) {
         // Less protection than asked for is no reason to refuse a start; more than allowed never happens.

@@ -6,6 +6,7 @@
 //!
 //! Must not know: the monitor's protocol, logs, exit records.
 
+mod filter;
 mod joiner;
 pub(crate) mod prepare;
 mod report;
@@ -14,13 +15,14 @@ pub use prepare::Prepared;
 pub use report::{Child, Report};
 
 use crate::error::LaunchError;
+use crate::init::crossing::Crossing;
 use crate::init::userns::Passage;
 use crate::init::{self, Errand, Voice};
 use crisp_sys::memory::SharedWord;
-use crisp_sys::process::{CloneFlags, Cloned};
+use crisp_sys::process::CloneFlags;
 use crisp_sys::signal::BlockedSignals;
-use crisp_sys::{Errno, SysError};
-use report::Role;
+use report::{Progress, Role, Succession};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The PID namespace that a container is born into.
@@ -30,8 +32,10 @@ pub enum PidNs<'a> {
     Own,
     /// The caller's.
     Host,
-    /// That of a living process, given by its pidfd: the pod's init.
+    /// That of the pod's init, given by its pidfd.
     Join(BorrowedFd<'a>),
+    /// That of another container, given by the pidfd of its first process. Its procfs must be at `/proc`.
+    Target(BorrowedFd<'a>),
 }
 
 /// Standard input, output and error of a child. Closed in the caller when the call returns.
@@ -51,8 +55,9 @@ pub struct Stdio {
 /// With a user namespace in the plan this waits for the end of the short-lived process that enters it.
 ///
 /// # Errors
-/// [`LaunchError::Gone`] when the process behind [`PidNs::Join`] has ended; [`LaunchError::Sys`] when the kernel
-/// refused a call (no child is left then). What the child itself cannot do arrives as [`Report::Failed`].
+/// [`LaunchError::Sys`] when the kernel refused a call (no child is left then). What the child itself cannot do arrives
+/// as [`Report::Failed`]. [`LaunchError::Gone`], in one way or the other, when the process behind [`PidNs::Join`] or
+/// [`PidNs::Target`] has ended.
 pub fn start(
     prepared: &Prepared,
     pid: PidNs<'_>,
@@ -64,16 +69,34 @@ pub fn start(
     }
     let own = matches!(pid, PidNs::Own);
     let flags = CloneFlags::NEWNS | if own { CloneFlags::NEWPID } else { CloneFlags::empty() };
-    let join = if let PidNs::Join(pidfd) = pid { Some((pidfd, "pod init")) } else { None };
+    let join = match pid {
+        PidNs::Own | PidNs::Host => None,
+        PidNs::Join(resident) => Some(Join { resident, what: "pod init", procfs: c"/" }),
+        PidNs::Target(resident) => Some(Join { resident, what: "target container", procfs: c"/proc" }),
+    };
     let user = prepared.user_namespace();
+    if join.is_some() && user.is_none() && !prepared.ready.ops.iter().all(can_cross) {
+        return Err(LaunchError::Plan("options of a procfs that the containers of the pod share"));
+    }
     launch(prepared, Birth { flags, cgroup, join, target: None, user }, stdio)
 }
 
-/// Runs a further process in a container. It joins the PID namespace by birth, mount and cgroup namespaces of
-/// `target` (pidfd of the container's first process) by itself, and gets the word to go at once.
+/// Whether an operation can be done by a process outside of the PID namespace: a new procfs has options of its own, a
+/// borrowed one does not.
+fn can_cross(op: &prepare::Op) -> bool {
+    match op {
+        prepare::Op::Mount(new) if new.fstype.as_c_str() == c"proc" => {
+            new.options.iter().all(|(key, _)| key.as_c_str() == c"source")
+        }
+        _ => true,
+    }
+}
+
+/// Runs a further process in a container: in the PID, mount, cgroup and user namespaces of `target`, the pidfd of the
+/// container's first process. It gets the word to go at once.
 ///
 /// # Errors
-/// As [`start`]; [`LaunchError::Gone`] when the container has exited.
+/// As [`start`]; a container that has exited is a [`LaunchError::Gone`] in the report.
 pub fn exec(
     prepared: &Prepared,
     target: BorrowedFd<'_>,
@@ -83,7 +106,7 @@ pub fn exec(
     if !prepared.ready.ops.is_empty() {
         return Err(LaunchError::Plan("the plan of an exec has operations"));
     }
-    let join = Some((target, "container"));
+    let join = Some(Join { resident: target, what: "container", procfs: c"/proc" });
     let birth =
         Birth { flags: CloneFlags::empty(), cgroup: Some(cgroup), join, target: Some(target), user: None };
     let mut child = launch(prepared, birth, stdio)?;
@@ -121,74 +144,65 @@ pub fn pod_init(
         }
     };
     drop(blocked);
-    Child::new(cloned, ours, progress, Role::PodInit)
+    Child::new(cloned, ours, Progress { word: progress, succession: None }, Role::PodInit)
 }
 
 /// How a child is born.
 struct Birth<'a> {
     flags: CloneFlags,
     cgroup: Option<BorrowedFd<'a>>,
-    /// Whose PID namespace, and what to call that process when it is gone.
-    join: Option<(BorrowedFd<'a>, &'static str)>,
+    join: Option<Join<'a>>,
     target: Option<BorrowedFd<'a>>,
     /// The user namespace that a joiner takes it to.
     user: Option<BorrowedFd<'a>>,
 }
 
+/// A PID namespace of others.
+struct Join<'a> {
+    /// A process that lives there.
+    resident: BorrowedFd<'a>,
+    /// What to call it when it is gone.
+    what: &'static str,
+    /// Where it has a procfs.
+    procfs: &'static CStr,
+}
+
 fn launch(prepared: &Prepared, birth: Birth<'_>, stdio: Stdio) -> Result<Child, LaunchError> {
     let (ours, theirs) = crisp_sys::socket::socketpair()?;
     let progress = SharedWord::new()?;
+    // Who enters a user namespace on the way is protected there: see `init::userns`.
+    let crosses = birth.join.as_ref().filter(|_| birth.user.is_none());
+    let successor = crosses.map(|_| SharedWord::new()).transpose()?;
+    let crossing = crosses.zip(successor.as_ref());
     let errand = Errand {
         ready: &prepared.ready,
         voice: Voice { control: theirs.as_fd(), progress: &progress },
         stdio: [stdio.stdin.as_fd(), stdio.stdout.as_fd(), stdio.stderr.as_fd()],
         held: birth.cgroup.is_none().then(|| ours.as_fd()),
+        crossing: crossing.map(|(join, successor)| Crossing {
+            resident: join.resident,
+            procfs: join.procfs,
+            successor,
+        }),
         target: birth.target,
         joined: birth.user.is_some(),
     };
     // No handler of the parent may run in the child; it opens its mask again when all is reset.
     let blocked = BlockedSignals::all()?;
     let role = Role::Program(prepared.plan.clone());
-    let clone = || init::clone(birth.flags, birth.cgroup, &errand);
-    let cloned = match (birth.user, birth.join) {
-        (None, None) => clone()?,
-        (None, Some((pidfd, what))) => in_pid_namespace(pidfd, what, clone)?,
-        (Some(user), join) => {
+    let cloned = match birth.user {
+        None => init::clone(birth.flags, birth.cgroup, &errand)?,
+        Some(user) => {
             let born = SharedWord::new()?;
-            let (pid, what) = join.unzip();
+            let (pid, what) = birth.join.as_ref().map(|join| (join.resident, join.what)).unzip();
             let passage = Passage { user, pid, flags: birth.flags, cgroup: birth.cgroup, born: &born };
             let joiner = init::clone_in(&passage, &errand)?;
             joiner::child_of(&joiner, &passage, &progress, &role, what)?
         }
     };
     drop(blocked);
-    Child::new(cloned, ours, progress, role)
-}
-
-/// Clones with the calling thread's "PID namespace for children" set to that of another process, and sets it back.
-fn in_pid_namespace(
-    member: BorrowedFd<'_>,
-    what: &'static str,
-    clone: impl FnOnce() -> Result<Cloned, SysError>,
-) -> Result<Cloned, LaunchError> {
-    let own = crisp_sys::raw::process::open(c"/proc/thread-self/ns/pid", libc::O_RDONLY)
-        .map_err(|errno| SysError::new("open", "/proc/thread-self/ns/pid", errno))?;
-    let gone = |error: SysError| match error.errno {
-        // ESRCH: the process has ended. ENOMEM: the namespace's first process has (pid_namespaces(7)).
-        Errno::ESRCH | Errno::ENOMEM => LaunchError::Gone { what },
-        _ => LaunchError::Sys(error),
-    };
-    crisp_sys::process::setns(member, CloneFlags::NEWPID).map_err(gone)?;
-    let cloned = clone().map_err(gone);
-    if let Err(error) = crisp_sys::process::setns(&own, CloneFlags::NEWPID) {
-        // The next child would be born into the wrong namespace: this one is not started either.
-        if let Ok(child) = cloned {
-            crisp_sys::process::pidfd_send_signal(&child.pidfd, libc::SIGKILL)?;
-            crisp_sys::process::waitid(&child.pidfd, crisp_sys::process::Wait::Block)?;
-        }
-        return Err(error.into());
-    }
-    cloned
+    let succession = birth.join.zip(successor).map(|(join, pid)| Succession { pid, resident: join.what });
+    Child::new(cloned, ours, Progress { word: progress, succession }, role)
 }
 
 #[cfg(test)]

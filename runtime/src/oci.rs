@@ -128,6 +128,9 @@ pub fn plan(spec: &Spec, input: &PlanInput) -> Result<Planned, PlanError> {
     let devices = linux.devices().as_deref().unwrap_or_default();
     devices::plan(list, devices, user.as_ref(), &mut kinds)?;
     let process = process::plan(process, "process", linux.seccomp().as_ref())?;
+    if process.terminal {
+        kinds.push(Kind::Console(PathOnly { path: "/dev/console".to_owned() }));
+    }
     // Before anything becomes read-only.
     kinds.push(Kind::Directory(Directory { path: process.cwd.clone(), mode: 0o755 }));
     let paths =

@@ -69,7 +69,7 @@ pub struct User {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Op {
     /// Which.
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub kind: Option<Kind>,
 }
 
@@ -103,6 +103,10 @@ pub enum Kind {
     /// Change into the root and drop the old one; make it read-only if asked.
     #[prost(message, tag = "9")]
     Pivot(Pivot),
+    /// Open a pseudo-terminal of the devpts at `/dev/pts` and mount it on a path, made as a file if missing. It becomes
+    /// standard input, output and error of the process and its controlling terminal.
+    #[prost(message, tag = "10")]
+    Console(PathOnly),
 }
 
 /// See [`Kind::Root`].
@@ -282,6 +286,10 @@ pub struct Process {
     /// is the monitor's own.
     #[prost(string, tag = "20")]
     pub apparmor: String,
+    /// A terminal instead of pipes. For a container its [`Kind::Console`] opens it; a further process gets one of its
+    /// own from the devpts at `/dev/pts` of the container.
+    #[prost(bool, tag = "14")]
+    pub terminal: bool,
 }
 
 /// Capability bit masks.

@@ -17,6 +17,7 @@ pub mod process;
 pub mod raw;
 pub mod signal;
 pub mod socket;
+pub mod terminal;
 pub mod time;
 pub mod wait;
 

@@ -41,6 +41,11 @@ impl SharedWord {
         unsafe { self.word.as_ref() }
     }
 
+    /// Where the kernel stores a number in it.
+    pub(crate) fn address(&self) -> *mut u32 {
+        self.word().as_ptr()
+    }
+
     /// Stores a value.
     pub fn set(&self, value: u32) {
         self.word().store(value, Ordering::Relaxed);

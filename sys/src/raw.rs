@@ -6,9 +6,11 @@
 
 #![expect(unsafe_code, reason = "system calls have no safe form")]
 
+pub mod message;
 pub mod mount;
 pub mod path;
 pub mod process;
+pub mod terminal;
 
 use crate::errno::Errno;
 use std::os::fd::{FromRawFd, OwnedFd};

@@ -91,6 +91,8 @@ mod tests {
                 log_line_bytes: 8192,
                 stdin: true,
                 hold: true,
+                stdin_once: true,
+                target: "d1".repeat(32),
             })),
         }
     }

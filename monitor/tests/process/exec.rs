@@ -1,6 +1,6 @@
 //! Further processes in a container.
 
-use crisp_monitor::wire::FailureKind;
+use crisp_monitor::wire::{FailureKind, PidNamespace};
 
 use crate::harness::{Pod, Spec, alive, children, is, read_all, until};
 
@@ -67,4 +67,24 @@ fn children_that_an_exec_makes_for_the_monitor_do_not_keep_a_container_from_endi
     assert_eq!(children(monitor), Vec::<i32>::new());
     daemon.remove("c1");
     daemon.shutdown(false);
+}
+
+#[test]
+fn no_exec_is_lost_between_the_forerunner_and_its_successor() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.start_init();
+    daemon.run("own", &Spec::sh("exec sleep 1000"));
+    daemon.run("pod", &Spec::sh("exec sleep 1000").in_pid(PidNamespace::Pod));
+    for round in 0..300 {
+        for id in ["own", "pod"] {
+            let name = format!("e{round}");
+            let (_, stdout, _) = daemon.exec(id, &name, &["/bin/echo", "here"]).unwrap();
+            assert_eq!(read_all(stdout), "here\n", "round {round}");
+            assert_eq!(daemon.exec_exited(&name), 0, "round {round}");
+            std::fs::remove_dir(pod.cgroup.path.join(id).join(&name)).unwrap();
+        }
+    }
+    let monitor = pod.monitor.id() as i32;
+    until("every forerunner is reaped", || children(monitor).len() == 3);
 }

@@ -16,10 +16,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crisp_monitor::client::{Client, ClientError};
 use crisp_monitor::record;
 use crisp_monitor::wire::{
-    Body, Call, ContainerRef, Create, Exec, Exit, Failure, FailureKind, Hello, Pid, PodState, Shutdown,
-    Signal, StartInit,
+    Attach, AttachEnd, Body, Call, ContainerRef, Create, Exec, Exit, Failure, FailureKind, Hello, Pid,
+    PodState, Shutdown, Signal, StartInit,
 };
-use crisp_runtime::plan::Plan;
+use crisp_runtime::plan::{Plan, Process};
 use prost::Message as _;
 
 pub(crate) use cgroup::Cgroup;
@@ -59,7 +59,10 @@ impl Pod {
         }
         std::fs::copy("/bin/busybox", dir.path().join("root/bin/busybox"))
             .expect("these tests need Debian's busybox-static");
-        for applet in ["sh", "sleep", "cat", "echo", "seq", "kill", "true", "ls", "grep", "head", "tr"] {
+        for applet in [
+            "sh", "sleep", "cat", "echo", "seq", "kill", "true", "ls", "grep", "head", "tr", "tty", "stty",
+            "cut", "stat",
+        ] {
             symlink("busybox", dir.path().join("root/bin").join(applet)).unwrap();
         }
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -188,7 +191,7 @@ impl Daemon<'_> {
 
     pub(crate) fn create_call(&mut self, id: &str, spec: &Spec) -> (Call, Vec<OwnedFd>) {
         let dir = self.pod.dir.path();
-        let plan = container_plan(&dir.join("staging"), spec.args());
+        let plan = container_plan(&dir.join("staging"), spec);
         let plan = crisp_sys::fd::memfd_create_sealed("plan", &plan.encode_to_vec()).unwrap();
         let cgroup = std::mem::ManuallyDrop::new(self.pod.cgroup.child(id)).open();
         let record = record::create(&dir.join("records").join(id)).unwrap();
@@ -200,6 +203,8 @@ impl Daemon<'_> {
             log_line_bytes: spec.line_bytes,
             stdin: spec.stdin,
             hold: false,
+            stdin_once: spec.stdin_once,
+            target: spec.target.clone(),
         });
         (call, vec![plan, cgroup, record.into(), open_root(&dir.join("root"))])
     }
@@ -302,6 +307,47 @@ impl Daemon<'_> {
         }
     }
 
+    /// Runs a program with a terminal of its own in a container; the terminal's other end.
+    pub(crate) fn exec_on_terminal(&mut self, id: &str, name: &str, args: &[&str]) -> (Pid, File) {
+        let cgroup_path = self.pod.cgroup.path.join(id).join(name);
+        std::fs::create_dir(&cgroup_path).unwrap();
+        let cgroup: OwnedFd = File::open(cgroup_path).unwrap().into();
+        let args = args.iter().map(|arg| arg.as_bytes().to_vec()).collect();
+        let process = Process { terminal: true, ..process(args) };
+        let plan =
+            Plan { ops: Vec::new(), process: Some(process), fds: 0, cgroup_namespace: false, user: None };
+        let plan = crisp_sys::fd::memfd_create_sealed("plan", &plan.encode_to_vec()).unwrap();
+        let call = Call::Exec(Exec { container: id.to_owned(), exec: name.to_owned() });
+        match self.call(call, &[plan.as_fd(), cgroup.as_fd()]) {
+            (Body::ExecStarted(pid), mut fds) if fds.len() == 1 => (pid, fds.remove(0).into()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Attaches a client: input to write to, output and errors to read from.
+    pub(crate) fn attach(&mut self, id: &str, name: &str, streams: Streams) -> Attached {
+        let pipe = || crisp_sys::fd::pipe2(false).unwrap();
+        let stdin = streams.stdin.then(pipe);
+        let outputs = [streams.stdout.then(pipe), streams.stderr.then(pipe)];
+        let call = attach_call(id, name, streams);
+        let theirs = stdin.iter().map(|(reader, _)| reader.as_fd());
+        let theirs = theirs.chain(outputs.iter().flatten().map(|(_, writer)| writer.as_fd()));
+        let (body, _) = self.call(call, &theirs.collect::<Vec<_>>());
+        assert!(matches!(body, Body::Done(_)), "{body:?}");
+        let [stdout, stderr] = outputs.map(|pipe| pipe.map(|(reader, _)| reader.into()));
+        Attached { stdin: stdin.map(|(_, writer)| writer.into()), stdout, stderr }
+    }
+
+    /// Waits for the end of an attached client.
+    pub(crate) fn attach_ended(&mut self, name: &str) -> AttachEnd {
+        loop {
+            match self.client.event().unwrap() {
+                Body::AttachEnded(ended) if ended.attach == name => return ended.end(),
+                _ => {}
+            }
+        }
+    }
+
     pub(crate) fn exec_exited(&mut self, name: &str) -> i32 {
         loop {
             match self.client.event().unwrap() {
@@ -314,6 +360,26 @@ impl Daemon<'_> {
     pub(crate) fn shutdown(&mut self, kill: bool) {
         self.expect_done(Call::Shutdown(Shutdown { kill }));
     }
+}
+
+/// Which of a container's streams a client wants.
+#[derive(Clone, Copy)]
+pub(crate) struct Streams {
+    pub(crate) stdin: bool,
+    pub(crate) stdout: bool,
+    pub(crate) stderr: bool,
+}
+
+/// A client's ends.
+pub(crate) struct Attached {
+    pub(crate) stdin: Option<File>,
+    pub(crate) stdout: Option<File>,
+    pub(crate) stderr: Option<File>,
+}
+
+pub(crate) fn attach_call(id: &str, name: &str, streams: Streams) -> Call {
+    let Streams { stdin, stdout, stderr } = streams;
+    Call::Attach(Attach { container: id.to_owned(), attach: name.to_owned(), stdin, stdout, stderr })
 }
 
 pub(crate) fn named(id: &str) -> ContainerRef {

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+mod attach;
 mod daemon;
 mod exec;
 mod harness;
@@ -12,3 +13,4 @@ mod life;
 mod output;
 mod pid_namespace;
 mod process;
+mod terminal;

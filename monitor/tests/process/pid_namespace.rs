@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crisp_monitor::client::ClientError;
-use crisp_monitor::wire::{Body, FailureKind, PidNamespace};
+use crisp_monitor::wire::{Body, Call, FailureKind, PidNamespace};
 
-use crate::harness::{Pod, Spec, alive, children, is, until};
+use crate::harness::{Pod, Spec, alive, children, is, line, named, read_all, until, written};
 
 #[test]
 fn the_init_of_a_shared_pid_namespace_reaps_orphans() {
@@ -85,4 +85,78 @@ fn a_host_pid_container_takes_along_what_it_started() {
     let pids: Vec<i32> = text.split(' ').map(|pid| pid.parse().unwrap()).collect();
     assert_eq!(pids[0], pid.pid);
     assert!(!alive(pids[1]), "what the container left behind still runs");
+}
+
+#[test]
+fn a_container_can_live_in_the_pid_namespace_of_another() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.run("app", &Spec::sh("sleep 1001 & exec sleep 1000"));
+    // Twice, and once through another one: what is borrowed is not used up.
+    for (id, target) in [("debug", "app"), ("second", "app"), ("third", "debug")] {
+        let script = "cat /proc/1/cmdline | tr '\\0' ' '; echo; echo $$ $(readlink /proc/self) > /tmp/pids
+            read own self < /tmp/pids; test $own -ge $self || test $own != 1 && echo joined; ls -d /proc/[0-9]* | grep -c .
+            exec sleep 1000";
+        daemon.run(id, &Spec::sh(script).in_pid_of(target));
+        until("the container has looked around", || pod.log(id).len() == 3);
+        let said = String::from_utf8(written(&pod.log(id), "stdout")).unwrap();
+        assert!(said.starts_with("sleep 1000 \njoined\n"), "{said}");
+        let (_, stdout, _) =
+            daemon.exec(id, &format!("exec-{id}"), &["/bin/cat", "/proc/1/cmdline"]).unwrap();
+        assert_eq!(read_all(stdout), "sleep\u{0}1000\u{0}");
+    }
+    daemon.signal("second", libc::SIGKILL);
+    assert_eq!(daemon.exited("second").code, 137);
+    // With the namespace's first process everybody in it dies.
+    daemon.signal("app", libc::SIGKILL);
+    let exits = BTreeSet::from([(); 3].map(|()| {
+        loop {
+            if let Body::Exited(exit) = daemon.client.event().unwrap() {
+                break (exit.container, exit.code);
+            }
+        }
+    }));
+    assert_eq!(exits, BTreeSet::from(["app", "debug", "third"].map(|id| (id.to_owned(), 137))));
+}
+
+#[test]
+fn r29_a_target_that_does_not_run_is_not_joined() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.start_init();
+    daemon.create("created", &Spec::sh("exec sleep 1000"));
+    daemon.run("ended", &Spec::sh("true"));
+    daemon.exited("ended");
+    for target in ["created", "ended", "unknown", ""] {
+        let failure = daemon.refused_create("debug", &Spec::sh("true").in_pid_of(target));
+        assert!(is(&failure, FailureKind::NotFound) && failure.text.contains(target), "{failure:?}");
+        forget(&pod, "debug");
+    }
+    // One that ends between Create and Start: with a namespace of its own, and in the pod's.
+    for (number, spec) in [Spec::sh("exec sleep 1000"), Spec::sh("exec sleep 1000").in_pid(PidNamespace::Pod)]
+        .into_iter()
+        .enumerate()
+    {
+        let (app, debug) = (format!("app{number}"), format!("debug{number}"));
+        daemon.run(&app, &spec);
+        daemon.create(&debug, &Spec::sh("echo never").in_pid_of(&app));
+        daemon.signal(&app, libc::SIGKILL);
+        daemon.exited(&app);
+        // In a namespace of the target's own it may have died with it before it is asked to start.
+        let failure = daemon.refused(Call::Start(named(&debug)), &[]);
+        assert!(is(&failure, FailureKind::NotFound) || number == 0, "{failure:?}");
+        until("it has ended, too", || pod.record(&debug).is_some_and(|record| record.code == 137));
+        assert_eq!(pod.log(&debug), []);
+    }
+    // A target in the host's PID namespace is in no other one.
+    daemon.run("host", &Spec::sh("exec sleep 1000").in_pid(PidNamespace::Host));
+    let pid = daemon.run("debug-host", &Spec::sh("echo $$; exec sleep 1000").in_pid_of("host"));
+    until("the container has said its pid", || pod.log("debug-host").len() == 1);
+    assert_eq!(pod.log("debug-host"), [line("stdout", "F", &pid.pid.to_string())]);
+}
+
+/// Takes away what a refused Create was given.
+fn forget(pod: &Pod, id: &str) {
+    std::fs::remove_file(pod.dir.path().join("records").join(id)).unwrap();
+    std::fs::remove_dir(pod.cgroup.path.join(id)).unwrap();
 }

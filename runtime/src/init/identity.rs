@@ -68,15 +68,21 @@ pub(crate) fn confine(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
     voice.step(Step::Capabilities, || process::capset(caps.effective, caps.permitted, caps.inheritable))
 }
 
+/// With no_new_privs a filter needs no privilege, and so comes last: it has to allow `execve` and nothing else.
+pub(crate) fn confine_at_last(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
+    if task.no_new_privs { install_filter(voice, task) } else { Ok(()) }
+}
+
 /// Installs the plan's filter, if there is one.
-pub(crate) fn install_filter(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
+fn install_filter(voice: &Voice<'_>, task: &Task) -> Result<(), Failure> {
     if task.seccomp.is_empty() {
         return Ok(());
     }
     voice.step(Step::Seccomp, || process::set_seccomp_filter(task.seccomp_flags, &task.seccomp))
 }
 
-fn root() -> Result<OwnedFd, Errno> {
+/// The root directory, for look-ups.
+pub(crate) fn root() -> Result<OwnedFd, Errno> {
     process::open(c"/", libc::O_PATH | libc::O_DIRECTORY)
 }
 

@@ -4,6 +4,8 @@
 //! another container renames meanwhile can lead out (CVE-2021-30465, CVE-2024-45310). Masks come from a tmpfs of
 //! our own, never from a file that the image could have replaced (CVE-2025-31133).
 
+use super::crossing::{self, Crossing};
+use super::terminal::{self, Terminal};
 use super::{Failure, Step, Voice};
 use crate::launch::prepare::{AttachAt, DeviceAt, MountAt, Op, Parent};
 use crisp_sys::Errno;
@@ -13,13 +15,19 @@ use crisp_sys::raw::process;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// Runs all operations in order.
-pub(crate) fn run(voice: &Voice<'_>, ops: &[Op], fds: &[OwnedFd]) -> Result<(), Failure> {
-    let mut tree = Tree { root: None, masks: Masks::None };
+/// Runs all operations in order; gives the terminal that one of them has opened.
+/// `crossing`: the PID namespace is another one than this process's.
+pub(crate) fn run(
+    voice: &Voice<'_>,
+    ops: &[Op],
+    fds: &[OwnedFd],
+    crossing: Option<Crossing<'_>>,
+) -> Result<Option<Terminal>, Failure> {
+    let mut tree = Tree { root: None, masks: Masks::None, terminal: None, crossing };
     for (op, index) in ops.iter().zip(0..) {
         voice.at(Step::Operation, index, || tree.apply(op, fds))?;
     }
-    Ok(())
+    Ok(tree.terminal)
 }
 
 /// The container's file system while it is being built.
@@ -27,6 +35,9 @@ struct Tree<'a> {
     /// The root mount, once attached.
     root: Option<BorrowedFd<'a>>,
     masks: Masks<'a>,
+    /// The process's own, once opened.
+    terminal: Option<Terminal>,
+    crossing: Option<Crossing<'a>>,
 }
 
 /// A tmpfs with the things that hide others: `null` and `empty`.
@@ -69,13 +80,26 @@ impl<'a> Tree<'a> {
         let root = self.root.ok_or(Errno::EBADF)?;
         match op {
             Op::Root { .. } => Ok(()),
-            Op::Mount(new) => new_mount(root, new),
+            Op::Mount(new) => match &self.crossing {
+                Some(crossing) if new.fstype.as_c_str() == c"proc" => {
+                    let borrowed = crossing.borrow_procfs()?;
+                    let target = mount_point(root, new)?;
+                    crossing::attach_procfs(borrowed.as_fd(), new.attributes, target.as_fd())
+                }
+                _ => new_mount(root, new),
+            },
             Op::Attach(attach) => attach_source(root, attach, fds),
             Op::Device(device) => self.make_device(root, device),
             Op::Symlink { at, target } => make_symlink(root, at, target),
             Op::Mask { path } => self.mask(root, path),
             Op::Readonly { path } => make_readonly(root, path),
             Op::Directory { path, mode } => path::mkdir_all(root, path, *mode).map(drop),
+            Op::Console { path } => {
+                let opened = terminal::open(root)?;
+                terminal::mount_console(root, path, &opened)?;
+                self.terminal = Some(opened);
+                Ok(())
+            }
             Op::Pivot { readonly, shared } => pivot(root, *readonly, *shared),
         }
     }

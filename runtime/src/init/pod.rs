@@ -12,7 +12,7 @@ use crisp_sys::process::{CloneFlags, Cloned, clone3};
 use crisp_sys::raw::mount::{self, MountAttributes};
 use crisp_sys::raw::{path, process};
 use crisp_sys::{Errno, SysError};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The unprivileged user: `nobody`.
 const NOBODY: u32 = 65534;
@@ -71,7 +71,8 @@ fn prepare(voice: &Voice<'_>, oom_score_adj: Option<i32>) -> Result<(), Failure>
     }
     voice.step(Step::Namespaces, || {
         process::unshare(libc::CLONE_NEWCGROUP)?;
-        enter_empty_root()
+        // In a user namespace of its own nobody borrows: see `init::userns`.
+        enter_empty_root(oom_score_adj.is_some())
     })?;
     voice.step(Step::BoundingSet, || process::drop_bounding(0))?;
     voice.step(Step::Groups, || process::setgroups(&[]))?;
@@ -94,7 +95,8 @@ fn if_mapped(answer: Result<(), Errno>) -> Result<(), Errno> {
     }
 }
 
-fn enter_empty_root() -> Result<(), Errno> {
+/// `lend`: containers of the pod will want a copy of a procfs of this PID namespace.
+fn enter_empty_root(lend: bool) -> Result<(), Errno> {
     mount::mount(None, c"/", None, libc::MS_PRIVATE | libc::MS_REC, None)?;
     let fs = mount::fsopen(c"tmpfs")?;
     mount::fsconfig_string(fs.as_fd(), c"size", c"4k")?;
@@ -104,9 +106,26 @@ fn enter_empty_root() -> Result<(), Errno> {
     let root = mount::fsmount(fs.as_fd(), strict)?;
     let readonly = MountAttributes { set: libc::MOUNT_ATTR_RDONLY, ..MountAttributes::default() };
     mount::mount_setattr(root.as_fd(), false, &readonly)?;
+    // While this process is alone in its PID namespace and has the privilege.
+    let procfs = if lend { Some(procfs()?) } else { None };
     // Any directory will do for the moment before the pivot; this one exists wherever a monitor can run.
     mount::move_mount_to(root.as_fd(), c"/proc")?;
-    ops::enter(root.as_fd())
+    ops::enter(root.as_fd())?;
+    match procfs {
+        // On top of the root, which this process stays below: no path leads there, only an entrance of the mount
+        // namespace does.
+        Some(procfs) => mount::move_mount(procfs.as_fd(), root.as_fd()),
+        None => Ok(()),
+    }
+}
+
+/// A read-only procfs of this PID namespace.
+fn procfs() -> Result<OwnedFd, Errno> {
+    let fs = mount::fsopen(c"proc")?;
+    mount::fsconfig_string(fs.as_fd(), c"source", c"proc")?;
+    mount::fsconfig_create(fs.as_fd())?;
+    let strict = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_NODEV;
+    mount::fsmount(fs.as_fd(), strict | libc::MOUNT_ATTR_RDONLY)
 }
 
 /// Ends when the monitor asks for it: SIGTERM or SIGINT from outside of the namespace (si_pid 0). The same from a

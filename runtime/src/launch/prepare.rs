@@ -53,6 +53,7 @@ pub(crate) enum Op {
     Mask { path: CString },
     Readonly { path: CString },
     Directory { path: Vec<u8>, mode: u32 },
+    Console { path: CString },
     Pivot { readonly: bool, shared: bool },
 }
 
@@ -129,6 +130,9 @@ pub(crate) struct Task {
     pub(crate) seccomp_flags: u32,
     /// What is written to `attr/apparmor/exec`: `exec NAME`.
     pub(crate) apparmor: Option<Vec<u8>>,
+    pub(crate) terminal: bool,
+    /// The filter allows all that is left to do after it when a process is born into a PID namespace of others.
+    pub(crate) filter_allows_crossing: bool,
 }
 
 impl Prepared {
@@ -159,6 +163,11 @@ impl Prepared {
         let process = plan.process.as_ref().ok_or_else(|| PlanError::invalid("process", "missing"))?;
         let task = task(process)?;
         let user = user(&plan)?;
+        let consoles = ops.iter().filter(|op| matches!(op, Op::Console { .. })).count();
+        if consoles != usize::from(task.terminal && !ops.is_empty()) {
+            let reason = format!("{consoles} operations that open it");
+            return Err(PlanError::invalid("process.terminal", reason));
+        }
         let cgroup_namespace = plan.cgroup_namespace;
         Ok(Self { plan: Arc::new(plan), ready: Ready { ops, task, fds, cgroup_namespace, user } })
     }
@@ -177,6 +186,11 @@ impl Prepared {
             // Behind those of the plan, whose places reports of failures name.
             limits.push(limit);
         }
+    }
+
+    /// Whether the process gets a terminal and no pipes.
+    pub fn has_terminal(&self) -> bool {
+        self.ready.task.terminal
     }
 
     /// The container's root mount, for exec look-ups; the other descriptors are closed. `None` for an exec.
@@ -277,6 +291,7 @@ fn op(kind: &Kind, fds: u32, masks: bool, shared: bool) -> Result<Op, PlanError>
         Kind::Directory(directory) => {
             Op::Directory { path: path(&directory.path)?.into_bytes(), mode: directory.mode & 0o7777 }
         }
+        Kind::Console(console) => Op::Console { path: path(&console.path)? },
         Kind::Pivot(pivot) => Op::Pivot { readonly: pivot.readonly, shared },
     })
 }
@@ -338,6 +353,7 @@ fn task(process: &plan::Process) -> Result<Task, PlanError> {
     let args: Vec<CString> = process.args.iter().map(field("process.args")).collect::<Result<_, _>>()?;
     let env: Vec<CString> = process.env.iter().map(field("process.env")).collect::<Result<_, _>>()?;
     let Some(program) = args.first() else { return Err(PlanError::invalid("process.args", "empty")) };
+    let seccomp = instructions(&process.seccomp)?;
     Ok(Task {
         candidates: candidates(program.as_bytes(), &process.env)?,
         args: StringArray::new(args),
@@ -351,9 +367,11 @@ fn task(process: &plan::Process) -> Result<Task, PlanError> {
         oom_score_adj: process.oom_score_adj,
         rlimits: process.rlimits.clone(),
         umask: process.umask & 0o777,
-        seccomp: instructions(&process.seccomp)?,
+        filter_allows_crossing: allows_crossing(&seccomp, process),
+        seccomp,
         seccomp_flags: process.seccomp_flags,
         apparmor: apparmor(&process.apparmor)?,
+        terminal: process.terminal,
     })
 }
 
@@ -365,8 +383,24 @@ fn apparmor(profile: &str) -> Result<Option<Vec<u8>>, PlanError> {
     Ok((!profile.is_empty()).then(|| format!("exec {profile}").into_bytes()))
 }
 
+/// See `init::crossing`.
+fn allows_crossing(filter: &[libc::sock_filter], process: &plan::Process) -> bool {
+    let sibling = crisp_sys::raw::process::SIBLING_FLAGS as u64;
+    let always = [
+        (libc::SYS_clone, sibling),
+        (libc::SYS_setsid, 0),
+        (libc::SYS_write, 0),
+        (libc::SYS_read, 0),
+        (libc::SYS_execve, 0),
+    ];
+    let terminal = process.terminal.then_some((libc::SYS_ioctl, 0));
+    let privileged = (!process.no_new_privs).then_some((libc::SYS_capset, 0));
+    let mut calls = always.into_iter().chain(terminal).chain(privileged);
+    filter.is_empty() || calls.all(|(call, first)| super::filter::allows(filter, call, first))
+}
+
 /// A seccomp program as the kernel takes it.
-fn instructions(bytes: &[u8]) -> Result<Vec<libc::sock_filter>, PlanError> {
+pub(super) fn instructions(bytes: &[u8]) -> Result<Vec<libc::sock_filter>, PlanError> {
     let (whole, rest) = bytes.as_chunks::<{ size_of::<libc::sock_filter>() }>();
     if !rest.is_empty() || whole.len() > MAX_INSTRUCTIONS {
         return Err(PlanError::invalid("process.seccomp", format!("{} bytes are no program", bytes.len())));

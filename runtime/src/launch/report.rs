@@ -9,7 +9,7 @@ use crisp_sys::memory::SharedWord;
 use crisp_sys::poll::{Interest, Poll};
 use crisp_sys::process::{Cloned, Exited, Wait};
 use crisp_sys::{Errno, SysError};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +30,28 @@ pub struct Child {
     pub pidfd: OwnedFd,
     /// Readable when there is something for [`Child::read_report`]. Non-blocking. Close it after the last report.
     pub report: OwnedFd,
-    progress: SharedWord,
+    progress: Progress,
     role: Role,
+    /// A pidfd for the process that it was before its successor took its place.
+    predecessor: Option<OwnedFd>,
+}
+
+/// What a child tells through shared memory.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// How far it is.
+    pub(super) word: SharedWord,
+    /// It is only a forerunner: see `init::crossing`.
+    pub(super) succession: Option<Succession>,
+}
+
+/// Who comes after a forerunner.
+#[derive(Debug)]
+pub(super) struct Succession {
+    /// The successor's pid, 0 before it is born.
+    pub(super) pid: SharedWord,
+    /// Into whose PID namespace.
+    pub(super) resident: &'static str,
 }
 
 /// What the child is to become.
@@ -44,6 +64,9 @@ pub(super) enum Role {
 /// News of a child.
 #[derive(Debug)]
 pub enum Report {
+    /// Its terminal: what is written to this end is its input, what is read from it is its output. Comes before
+    /// [`Report::Ready`], once, when the plan asks for a terminal.
+    Terminal(OwnedFd),
     /// Everything is set up; it waits for [`Child::go`].
     Ready,
     /// `execve` has succeeded (or, for a pod's init: all it had is closed). The last report.
@@ -56,7 +79,7 @@ impl Child {
     pub(super) fn new(
         cloned: Cloned,
         report: OwnedFd,
-        progress: SharedWord,
+        progress: Progress,
         role: Role,
     ) -> Result<Self, LaunchError> {
         let made = || -> Result<u64, SysError> {
@@ -67,7 +90,7 @@ impl Child {
         match made() {
             Ok(start_ticks) => {
                 let Cloned { pid, pidfd } = cloned;
-                Ok(Self { pid, start_ticks, pidfd, report, progress, role })
+                Ok(Self { pid, start_ticks, pidfd, report, progress, role, predecessor: None })
             }
             Err(error) => {
                 crisp_sys::process::pidfd_send_signal(&cloned.pidfd, libc::SIGKILL)?;
@@ -107,12 +130,20 @@ impl Child {
     /// [`LaunchError::Sys`] when the socket cannot be read.
     pub fn read_report(&mut self) -> Result<Option<Report>, LaunchError> {
         let mut record = [0; RECORD];
-        let length = match crisp_sys::raw::path::read(self.report.as_fd(), &mut record) {
-            Err(Errno::EAGAIN) => return Ok(None),
-            // The child ended without having read the word to go.
-            Err(Errno::ECONNRESET) => 0,
-            answer => answer.map_err(|errno| SysError::new("read", "report", errno))?,
+        let mut received = crisp_sys::socket::recvmsg(&self.report, &mut record);
+        // The child ended without having read the word to go. That is told once, before what it said itself.
+        if received.as_ref().is_err_and(|error| error.errno == Errno::ECONNRESET) {
+            received = crisp_sys::socket::recvmsg(&self.report, &mut record);
+        }
+        let (length, fds) = match received {
+            Ok(None) => {
+                self.follow()?;
+                return Ok(None);
+            }
+            Ok(Some(packet)) => (packet.length, packet.fds),
+            Err(error) => return Err(error.into()),
         };
+        self.follow()?;
         if length == 0 {
             return Ok(Some(if self.has_executed() {
                 Report::Executed
@@ -122,10 +153,46 @@ impl Child {
         }
         let report = match init::decode(record).filter(|_| length == RECORD) {
             Some((Step::Waiting, _, 0)) => Report::Ready,
+            Some((Step::Terminal, _, 0)) => match fds.into_iter().next() {
+                Some(terminal) => Report::Terminal(terminal),
+                None => Report::Failed(LaunchError::Plan("the terminal did not arrive: too many open files")),
+            },
             Some((step, index, errno)) => Report::Failed(self.failure(step, index, Errno::from_raw(errno))),
             None => Report::Failed(LaunchError::Plan("a report of the child makes no sense")),
         };
         Ok(Some(report))
+    }
+
+    /// Whether this is the pid of the child, or of the one that is about to take its place: of whom that was the
+    /// process before nothing can be said any more.
+    pub fn is(&self, pid: i32) -> bool {
+        self.pid == pid || self.successor() == Some(pid)
+    }
+
+    fn successor(&self) -> Option<i32> {
+        let pid = self.progress.succession.as_ref()?.pid.get() as i32;
+        (pid != 0).then_some(pid)
+    }
+
+    /// Once a forerunner has cloned its successor, that one is the child: `pid`, `start_ticks` and `pidfd` change. To
+    /// be called before strangers among the caller's children are reaped. [`Child::read_report`] does it, too.
+    ///
+    /// # Errors
+    /// [`LaunchError::Sys`] when the successor cannot be watched.
+    pub fn follow(&mut self) -> Result<(), LaunchError> {
+        let Some(pid) = self.successor() else { return Ok(()) };
+        // Nobody has reaped it: the pid is its own.
+        let pidfd = crisp_sys::process::pidfd_open(pid)?;
+        let start_ticks = crisp_sys::process::stat(pid)?.start_ticks;
+        self.predecessor = Some(std::mem::replace(&mut self.pidfd, pidfd));
+        (self.pid, self.start_ticks, self.progress.succession) = (pid, start_ticks, None);
+        Ok(())
+    }
+
+    /// The pidfd of the forerunner, once, after its successor has taken its place. It has ended or is about to, and
+    /// wants to be reaped.
+    pub fn take_predecessor(&mut self) -> Option<OwnedFd> {
+        self.predecessor.take()
     }
 
     /// Whether the end of the report came from `execve` and not from death. A dying process closes its descriptors
@@ -144,7 +211,7 @@ impl Child {
     }
 
     fn step(&self) -> (Step, u16) {
-        step(&self.progress)
+        step(&self.progress.word)
     }
 
     fn died(&self) -> LaunchError {
@@ -162,6 +229,12 @@ impl Child {
     }
 
     fn failure(&self, step: Step, index: u16, errno: Errno) -> LaunchError {
+        // ESRCH: the process has ended. ENOMEM: the namespace's first process has (pid_namespaces(7)).
+        if let (Step::Join | Step::Birth | Step::Namespaces, Errno::ESRCH | Errno::ENOMEM) = (step, errno)
+            && let Some(succession) = &self.progress.succession
+        {
+            return LaunchError::Gone { what: succession.resident };
+        }
         if let (Step::Execute, Role::Program(plan)) = (step, &self.role) {
             let program = plan.process.as_ref().and_then(|process| process.args.first());
             let program = String::from_utf8_lossy(program.map_or(&[], Vec::as_slice)).into_owned();
@@ -238,5 +311,8 @@ fn name(step: Step) -> &'static str {
         Step::UserNamespace => "enter the user namespace",
         Step::AppArmor => "AppArmor profile",
         Step::Cgroup => "wait for its cgroup",
+        Step::Terminal => "open a terminal",
+        Step::Join => "join the PID namespace",
+        Step::Birth => "be born in the PID namespace",
     }
 }

@@ -66,6 +66,7 @@ pub(super) fn plan(
         rlimits: rlimits.iter().map(|limit| rlimit(limit, at)).collect::<Result<_, _>>()?,
         umask: user.umask().unwrap_or(DEFAULT_UMASK),
         seccomp_flags: filter.as_ref().map_or(0, |filter| filter.flags),
+        terminal: process.terminal().unwrap_or(false),
         seccomp: filter.map(|filter| filter.program.clone()).unwrap_or_default(),
         apparmor: apparmor(process.apparmor_profile().as_deref().unwrap_or_default(), at)?,
     })

@@ -41,7 +41,6 @@ pub(super) fn process(process: &Process, at: &str) -> Result<(), PlanError> {
     let label = process.selinux_label().as_deref().unwrap_or_default();
     let username = process.user().username().as_deref().unwrap_or_default();
     let fields = [
-        ("terminal", process.terminal().unwrap_or(false), ""),
         ("consoleSize", process.console_size().is_some(), ""),
         ("commandLine", process.command_line().is_some(), ""),
         ("selinuxLabel", !label.is_empty(), label),

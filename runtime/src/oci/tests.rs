@@ -186,7 +186,6 @@ fn what_is_set_and_not_supported_is_named() {
         "process.apparmorProfile: not one short line"
     );
     assert_eq!(refused("/process/selinuxLabel", json!("x:y")), "process.selinuxLabel is not supported (x:y)");
-    assert_eq!(refused("/process/terminal", json!(true)), "process.terminal is not supported");
     assert_eq!(refused("/linux/sysctl", json!({"a.b": "1"})), "linux.sysctl is not supported");
     assert_eq!(
         refused("/linux/resources", json!({"memory": {"reservation": 5}})),

@@ -54,6 +54,7 @@ impl Display for Kind {
             Self::Readonly(path) => write!(f, "make {} read-only", path.path),
             Self::Directory(directory) => write!(f, "create directory {}", directory.path),
             Self::Pivot(_) => write!(f, "pivot into the root"),
+            Self::Console(path) => write!(f, "open a terminal and mount it at {}", path.path),
         }
     }
 }
@@ -114,7 +115,7 @@ fn details(kind: &Kind) -> String {
         Kind::Symlink(link) => format!(" -> {}", link.target),
         Kind::Directory(directory) => format!(": {:04o}", directory.mode),
         Kind::Pivot(pivot) if pivot.readonly => ", read-only".to_owned(),
-        Kind::Mask(_) | Kind::Readonly(_) | Kind::Pivot(_) => String::new(),
+        Kind::Mask(_) | Kind::Readonly(_) | Kind::Console(_) | Kind::Pivot(_) => String::new(),
     }
 }
 
@@ -128,7 +129,8 @@ impl Display for Process {
         };
         writeln!(f, "process: {}", words(&self.args))?;
         writeln!(f, "  env: {}", words(&self.env))?;
-        writeln!(f, "  cwd: {}, umask {:04o}", self.cwd, self.umask)?;
+        let terminal = if self.terminal { ", terminal" } else { "" };
+        writeln!(f, "  cwd: {}, umask {:04o}{terminal}", self.cwd, self.umask)?;
         writeln!(f, "  user: {}:{} groups {:?}", self.uid, self.gid, self.groups)?;
         match &self.capabilities {
             Some(caps) => writeln!(f, "  capabilities: {caps}")?,

@@ -30,7 +30,7 @@ use crate::{
         resources, seccomp, signal,
         spec::{self, PidMode, SpecInput},
     },
-    error::{RequestError, Stage},
+    error::{Class, RequestError, Stage},
     id::Id,
     link::Link,
     node::{Node, blocking},
@@ -68,6 +68,9 @@ pub async fn container(
     let stage = format!("create container {name}");
     let link = view.link.clone().ok_or_else(|| RequestError::precondition("the sandbox is not ready"))?;
     let pid = spec::check(&config, &view.sandbox.config).map_err(|error| error.at(&stage))?;
+    if pid == PidMode::Target {
+        check_target(view, &target_id(&config)).map_err(|error| error.at(&stage))?;
+    }
     let image = find_image(node, &config).map_err(|error| error.at(&stage))?;
     let volumes = ImageVolumes::find(node, &mut config).map_err(|error| error.at(&stage))?;
     let images = Images { image, volumes };
@@ -82,6 +85,24 @@ pub async fn container(
         undo(node, &link, &view.sandbox, id).await;
     }
     made.map_err(|error| error.at(stage))
+}
+
+fn target_id(config: &cri::ContainerConfig) -> String {
+    spec::security(config).namespace_options.map(|options| options.target_id).unwrap_or_default()
+}
+
+/// The container whose PID namespace is joined runs in the same sandbox. The monitor, which holds its pidfd, has the
+/// last word; this is for the early one.
+fn check_target(view: &View, id: &str) -> Result<(), RequestError> {
+    let target = view.containers.iter().find(|(known, _)| known.as_str() == id);
+    match target.map(|(_, record)| &record.phase) {
+        Some(ContainerPhase::Running { .. }) => Ok(()),
+        found => {
+            let what = if found.is_some() { "does not run" } else { "is not in the sandbox" };
+            let text = format!("linux.security_context.namespace_options.target_id: container {id:?} {what}");
+            Err(RequestError::new(Class::NotFound, text))
+        }
+    }
 }
 
 async fn undo(node: &Arc<Node>, link: &Link, sandbox: &SandboxRecord, id: &Id) {
@@ -146,6 +167,7 @@ fn prepare(
             PidMode::Pod => wire::PidNamespace::Pod,
             PidMode::Container => wire::PidNamespace::Own,
             PidMode::Host => wire::PidNamespace::Host,
+            PidMode::Target => wire::PidNamespace::Target,
         }
         .into(),
         log_dir: if record.log_path.is_empty() {
@@ -157,6 +179,11 @@ fn prepare(
         log_line_bytes: node.config.container.log_line_bytes,
         stdin: record.config.stdin,
         hold: false,
+        stdin_once: record.config.stdin_once,
+        target: match pid {
+            PidMode::Target => target_id(&record.config),
+            PidMode::Pod | PidMode::Container | PidMode::Host => String::new(),
+        },
     };
     Ok(Prepared { record, call, fds })
 }

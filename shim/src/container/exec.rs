@@ -199,7 +199,8 @@ fn plan(record: &ContainerRecord, command: Vec<String>) -> Result<OwnedFd, Reque
         .process()
         .clone()
         .ok_or_else(|| RequestError::unknown("the container's record has no process"))?;
-    process.set_args(Some(command));
+    // Its streams are collected one by one, whatever the container's first process has.
+    process.set_args(Some(command)).set_terminal(Some(false));
     let seccomp = record.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let user = record.spec.linux().as_ref().map(oci::id_mappings).transpose().stage("plan")?.flatten();
     let plan = oci::exec_plan(&process, seccomp, user.as_ref()).stage("plan")?;

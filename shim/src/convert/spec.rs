@@ -26,6 +26,9 @@ use crate::{
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What a program on a terminal may expect of it.
+const TERM: &str = "xterm";
+
 /// Everything a spec is made from.
 #[derive(Clone, Debug)]
 pub struct SpecInput<'a> {
@@ -165,7 +168,7 @@ fn process(
         .env(env(input)?)
         .cwd(cwd)
         .user(user)
-        .terminal(false)
+        .terminal(input.config.tty)
         .no_new_privileges(security.no_new_privs)
         .capabilities(capabilities(security, input)?)
         .build()
@@ -211,6 +214,9 @@ fn env(input: &SpecInput<'_>) -> Result<Vec<String>, RequestError> {
     };
     if let Some((key, value)) = PATH.split_once('=') {
         set(key, value);
+    }
+    if input.config.tty {
+        set("TERM", TERM);
     }
     set("HOSTNAME", input.hostname);
     for entry in &input.image.env {
@@ -418,6 +424,19 @@ mod tests {
         let spec = build(&config, &image).unwrap();
         let env = spec.process().clone().unwrap().env().clone().unwrap();
         assert_eq!(env, ["PATH=/bin", "HOSTNAME=pod", "A=2", "HOME=/home/me"]);
+    }
+
+    #[test]
+    fn a_terminal_has_a_type_unless_somebody_names_another() {
+        let env = |image: &[&str]| {
+            let config = cri::ContainerConfig { command: vec!["x".into()], tty: true, ..Default::default() };
+            let spec = build(&config, &ImageConfig { env: words(image), ..ImageConfig::default() }).unwrap();
+            let process = spec.process().clone().unwrap();
+            assert_eq!(process.terminal(), Some(true));
+            process.env().clone().unwrap()[1].clone()
+        };
+        assert_eq!(env(&[]), "TERM=xterm");
+        assert_eq!(env(&["TERM=vt100"]), "TERM=vt100");
     }
 
     fn bounding(security: cri::LinuxContainerSecurityContext) -> Result<Vec<String>, RequestError> {

@@ -98,6 +98,10 @@ pub struct Stat {
     pub minor: u32,
     /// Size in bytes.
     pub size: u64,
+    /// The file system it is on (`st_dev`).
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
 }
 
 impl Stat {
@@ -121,7 +125,14 @@ pub fn stat(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat, Errno> {
     // SAFETY: the call succeeded, so the kernel has filled the buffer.
     let stat = unsafe { buffer.assume_init() };
     let (major, minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
-    Ok(Stat { mode: stat.st_mode, major, minor, size: stat.st_size.max(0) as u64 })
+    Ok(Stat {
+        mode: stat.st_mode,
+        major,
+        minor,
+        size: stat.st_size.max(0) as u64,
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    })
 }
 
 /// Whether `path` is the root of a mount.

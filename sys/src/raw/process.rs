@@ -4,6 +4,7 @@
 
 use super::{check, descriptor};
 use crate::errno::Errno;
+use crate::memory::SharedWord;
 use std::ffi::{CStr, c_char};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -230,6 +231,34 @@ pub fn unshare(flags: libc::c_int) -> Result<(), Errno> {
 pub fn setns(fd: BorrowedFd<'_>, flags: libc::c_int) -> Result<(), Errno> {
     // SAFETY: no pointers.
     check(unsafe { libc::setns(fd.as_raw_fd(), flags) }.into()).map(drop)
+}
+
+/// Which of the two a process is after [`clone_sibling`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sibling {
+    /// The one that called.
+    Elder,
+    /// The new one.
+    Younger,
+}
+
+/// The flags of [`clone_sibling`]'s `clone(2)`, for whoever asks a seccomp filter about it.
+pub const SIBLING_FLAGS: libc::c_int = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
+
+/// `clone(2)` with a copy of the address space: a new child of this process's parent, born in the PID namespace that
+/// `setns` or `unshare` has chosen. Its pid, as this process sees it, is in `pid` before it runs. Not `clone3`, which
+/// filters can only forbid (its flags are behind a pointer).
+///
+/// # Safety
+/// As for [`crate::process::clone3`]: the process has one thread, or the new one makes system calls only.
+pub unsafe fn clone_sibling(pid: &SharedWord) -> Result<Sibling, Errno> {
+    let none = std::ptr::null_mut::<u8>();
+    // SAFETY: without CLONE_VM and with no stack given the new process goes on here on its own copy of this stack.
+    // The word is a live, writable mapping that both share.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_clone, libc::c_long::from(SIBLING_FLAGS), none, pid.address(), none, none)
+    };
+    check(answer).map(|pid| if pid == 0 { Sibling::Younger } else { Sibling::Elder })
 }
 
 /// `openat(2)` on a path of the calling process's own root.

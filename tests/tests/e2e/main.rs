@@ -29,6 +29,7 @@ mod restart;
 mod sandbox;
 mod seccomp;
 mod sysctls;
+mod terminal;
 mod untouched;
 mod volumes;
 
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         sysctls::CASES,
         hostile_accounts::CASES,
         volumes::CASES,
+        terminal::CASES,
         refusals::CASES,
         daemon::CASES,
         untouched::CASES,

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use crisp_monitor::wire::{ContainerState, Exit, Pid, PidNamespace};
 
+use crate::attach::Outlet;
 use crate::cgroup::{self, CgroupEvents};
 use crate::launched::Launched;
 use crate::log::{ContainerLog, Stream};
@@ -64,12 +65,27 @@ impl Phase {
 }
 
 /// Descriptors of a container's output, and what waits for its input.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Pipes {
     /// Kept open so that the container sees no end of file; closed when it ends.
-    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdin: Option<Outlet>,
+    /// For a container with a terminal that terminal, and there is no `stderr`.
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
+    /// The terminal's other end. Held, because the terminal of a program that has closed its standard streams for a
+    /// while must not end.
+    pub(crate) _console: Option<OwnedFd>,
+}
+
+/// What is to happen with a container's standard input.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Input {
+    /// It has one to write to.
+    pub(crate) wanted: bool,
+    /// It ends with the first client that wrote to it.
+    pub(crate) once: bool,
+    /// It ends when what waits has been taken.
+    pub(crate) ending: bool,
 }
 
 impl Pipes {
@@ -98,6 +114,11 @@ pub(crate) struct Life {
     pub(crate) cgroup_events: Option<CgroupEvents>,
     pub(crate) record: OwnedFd,
     pub(crate) pipes: Pipes,
+    /// It has a terminal.
+    pub(crate) terminal: bool,
+    pub(crate) input: Input,
+    /// Streams that are not read from, because an attached client is behind: output, errors.
+    pub(crate) paused: [bool; 2],
     pub(crate) log: ContainerLog,
     /// OOM kills of the cgroup when the container was created.
     pub(crate) oom_kills: u64,
@@ -126,6 +147,8 @@ pub(crate) struct Container {
     pub(crate) phase: Phase,
     pub(crate) pid: Pid,
     pub(crate) pid_namespace: PidNamespace,
+    /// Serial number of the container whose PID namespace it has joined.
+    pub(crate) target: Option<u64>,
     /// For look-ups in its file system by whoever restarts the daemon; until Remove.
     pub(crate) root: OwnedFd,
     /// Nanoseconds since the epoch; 0: not started.

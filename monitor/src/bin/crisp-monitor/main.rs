@@ -9,6 +9,7 @@
 //!
 //! Must not know: CRI, images, where records live; must not log.
 
+mod attach;
 mod cgroup;
 mod connection;
 mod container;

@@ -3,7 +3,9 @@
 //! One thread, nothing blocks but writes to log files. Each readable pipe is read once per turn, so that a
 //! container that floods its log delays its siblings by one buffer at most.
 
+mod attach;
 mod child;
+mod input;
 mod output;
 mod request;
 mod start;
@@ -18,6 +20,7 @@ use crisp_sys::poll::{Event, Interest, Poll};
 use crisp_sys::signal::{SignalFd, SignalSet};
 use crisp_sys::socket;
 
+use crate::attach::Attachment;
 use crate::connection::{Connection, Outgoing, Sent};
 use crate::container::{Asker, Container, Phase};
 use crate::launched::Launched;
@@ -42,6 +45,8 @@ struct ExecProcess {
     process: Launched,
     /// Who waits for `ExecStarted`.
     asker: Option<Asker>,
+    /// Its terminal, until it is handed out with that answer.
+    terminal: Option<OwnedFd>,
 }
 
 /// The init of the pod's shared PID namespace.
@@ -76,6 +81,7 @@ pub(crate) struct Pod {
     connections: BTreeMap<u64, Connection>,
     containers: BTreeMap<u64, Container>,
     execs: BTreeMap<u64, ExecProcess>,
+    attachments: BTreeMap<u64, Attachment>,
     init: Option<Init>,
     pen: Pen,
     buffer: Vec<u8>,
@@ -111,6 +117,7 @@ impl Pod {
             connections: BTreeMap::new(),
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            attachments: BTreeMap::new(),
             init: None,
             pen: Pen::new(),
             buffer: vec![0; BUFFER_BYTES],
@@ -129,6 +136,7 @@ impl Pod {
                 }
             }
             self.drain_overdue();
+            self.cut_off_stuck_clients();
         }
         if let Some(Ending::Asked(asker)) = self.ending.take() {
             self.reply(asker, Body::Done(Done {}), Vec::new());
@@ -141,16 +149,17 @@ impl Pod {
         self.ending.is_some()
             && self.init.is_none()
             && self.execs.is_empty()
+            && self.attachments.is_empty()
             && self.containers.values().all(|container| container.life.is_none())
     }
 
-    /// How long until the first drain is cut short.
+    /// How long until the first drain is cut short, or the first attached client cut off.
     fn time_left(&self) -> Option<Duration> {
         let ends = self.containers.values().filter_map(|container| match container.phase {
             Phase::Draining { until, .. } => Some(until),
             _ => None,
         });
-        ends.min().map(|until| until.saturating_duration_since(Instant::now()))
+        ends.chain(self.first_stuck()).min().map(|until| until.saturating_duration_since(Instant::now()))
     }
 
     fn dispatch(&mut self, token: Token, event: &Event) {
@@ -168,6 +177,10 @@ impl Pod {
             Kind::InitReport => drop(self.hear_init(serial)),
             Kind::InitPid => self.on_init_pid(serial),
             Kind::Children => self.on_children(),
+            Kind::Stdin => self.on_container_input(serial, event),
+            Kind::AttachStdin => self.on_client_input(serial),
+            Kind::AttachStdout => self.on_client_room(serial, Stream::Stdout, event),
+            Kind::AttachStderr => self.on_client_room(serial, Stream::Stderr, event),
         }
     }
 

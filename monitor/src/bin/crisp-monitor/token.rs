@@ -30,9 +30,20 @@ pub(crate) enum Kind {
     InitReport,
     /// Some child has ended (SIGCHLD).
     Children,
+    /// A container's standard input has room again.
+    Stdin,
+    /// An attached client's input.
+    AttachStdin,
+    /// An attached client's output has room again, or is closed.
+    AttachStdout,
+    /// The same of its errors.
+    AttachStderr,
 }
 
-const KINDS: [Kind; 12] = [
+/// Bits for the kind.
+const KIND_BITS: u32 = 5;
+
+const KINDS: [Kind; 16] = [
     Kind::Listener,
     Kind::Connection,
     Kind::ContainerPid,
@@ -45,6 +56,10 @@ const KINDS: [Kind; 12] = [
     Kind::InitPid,
     Kind::InitReport,
     Kind::Children,
+    Kind::Stdin,
+    Kind::AttachStdin,
+    Kind::AttachStdout,
+    Kind::AttachStderr,
 ];
 
 /// A [`Kind`] and whose.
@@ -61,13 +76,13 @@ impl Token {
 
     /// As the 64 bits that epoll keeps.
     pub(crate) fn pack(self) -> u64 {
-        self.serial << 4 | self.kind as u64
+        self.serial << KIND_BITS | self.kind as u64
     }
 
     /// `None` for bits that [`Token::pack`] never makes.
     pub(crate) fn unpack(bits: u64) -> Option<Self> {
-        let kind = *KINDS.get((bits & 15) as usize)?;
-        Some(Token { kind, serial: bits >> 4 })
+        let kind = *KINDS.get((bits & ((1 << KIND_BITS) - 1)) as usize)?;
+        Some(Token { kind, serial: bits >> KIND_BITS })
     }
 }
 
@@ -78,11 +93,11 @@ mod tests {
     #[test]
     fn every_kind_comes_back_with_its_serial() {
         for kind in KINDS {
-            for serial in [0, 1, u64::MAX >> 4] {
+            for serial in [0, 1, u64::MAX >> KIND_BITS] {
                 let token = Token::new(kind, serial);
                 assert_eq!(Token::unpack(token.pack()), Some(token));
             }
         }
-        assert_eq!(Token::unpack(15), None);
+        assert_eq!(Token::unpack(31), None);
     }
 }

@@ -43,7 +43,9 @@ fn a_shared_init_shows_nothing_reaps_and_ignores_its_containers() {
     pidfd_send_signal(&init.pidfd, libc::SIGTERM).unwrap();
     assert_eq!(waitid(&init.pidfd, Wait::Block).unwrap(), Some(Exited::Code(0)));
     let stdio = super::harness::stdio().0;
-    let error = start(&prepared, PidNs::Join(init.pidfd.as_fd()), Some(cgroup.as_fd()), stdio).unwrap_err();
+    let mut late = start(&prepared, PidNs::Join(init.pidfd.as_fd()), Some(cgroup.as_fd()), stdio).unwrap();
+    let Report::Failed(error) = report(&mut late) else { panic!("joined what is gone") };
+    waitid(&late.pidfd, Wait::Block).unwrap();
     assert_eq!(error.to_string(), "pod init exited");
 }
 

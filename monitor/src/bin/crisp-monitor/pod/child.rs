@@ -1,13 +1,17 @@
 //! What children say and how they end.
 
+use std::os::fd::OwnedFd;
+
 use crisp_monitor::wire::{Body, Done, ExecExit, Failure, FailureKind, StartedAt};
+use crisp_sys::poll::Interest;
 use crisp_sys::{process, time};
 
-use super::{Ending, Pod};
+use super::{Ending, Pod, sys_failure};
 use crate::container::{Asker, Container, End, Phase};
 use crate::launched::{Launched, Said};
 use crate::refusal::refuse;
-use crate::token::Kind;
+use crate::stdio;
+use crate::token::{Kind, Token};
 
 impl Pod {
     /// Some child has ended: reaps those that nobody here has launched. An exec'd process, or a container in a PID
@@ -57,9 +61,10 @@ impl Pod {
         match (said, &container.phase) {
             (Said::Nothing, _) => return false,
             (Said::Failed, _) => {}
+            (Said::Terminal(terminal), Phase::Preparing(_)) => self.take_terminal(serial, terminal),
             (Said::Ready, Phase::Preparing(asker)) => {
                 let (asker, pid) = (*asker, life.process.pid);
-                container.phase = Phase::Created;
+                (container.pid, container.phase) = (pid, Phase::Created);
                 self.reply(asker, Body::Created(pid), Vec::new());
             }
             (Said::Executed, Phase::Starting(asker)) => {
@@ -69,12 +74,31 @@ impl Pod {
                 self.reply(asker, Body::Started(StartedAt { nanos }), Vec::new());
             }
             // Out of turn: the child is not what it should be.
-            (Said::Ready | Said::Executed, phase) => {
+            (Said::Ready | Said::Executed | Said::Terminal(_), phase) => {
                 let text = format!("launch: a report out of turn while {}", phase.name());
                 life.process.condemn(refuse(FailureKind::Internal, text), &self.poll);
             }
         }
         true
+    }
+
+    /// A container's terminal is its output, and its input if it has one.
+    fn take_terminal(&mut self, serial: u64, terminal: OwnedFd) {
+        let Some(life) = self.containers.get_mut(&serial).and_then(|container| container.life.as_mut())
+        else {
+            return;
+        };
+        let watched = stdio::terminal(terminal, life.input.wanted).and_then(|pipes| {
+            if let Some(output) = &pipes.stdout {
+                let token = Token::new(Kind::Stdout, serial).pack();
+                self.poll.add(output, token, Interest::Read)?;
+            }
+            Ok(pipes)
+        });
+        match watched {
+            Ok(pipes) => life.pipes = pipes,
+            Err(error) => life.process.condemn(sys_failure("terminal", &error), &self.poll),
+        }
     }
 
     pub(super) fn on_container_pid(&mut self, serial: u64) {
@@ -115,12 +139,14 @@ impl Pod {
         let Some(exec) = self.execs.get_mut(&serial) else { return false };
         match exec.process.listen(&self.poll) {
             Said::Nothing => return false,
+            Said::Terminal(terminal) => exec.terminal = Some(terminal),
             // It got the word to go when it was cloned.
             Said::Ready | Said::Failed => {}
             Said::Executed => {
                 let (asker, pid) = (exec.asker.take(), exec.process.pid);
+                let terminal = exec.terminal.take();
                 if let Some(asker) = asker {
-                    self.reply(asker, Body::ExecStarted(pid), Vec::new());
+                    self.reply(asker, Body::ExecStarted(pid), terminal.into_iter().collect());
                 }
             }
         }
@@ -148,7 +174,7 @@ impl Pod {
         match init.process.listen(&self.poll) {
             Said::Nothing => return false,
             // Its privileges are given up; what it still holds is closed with the next report.
-            Said::Ready | Said::Failed => {}
+            Said::Ready | Said::Failed | Said::Terminal(_) => {}
             Said::Executed => {
                 let (asker, pid) = (init.asker.take(), init.process.pid);
                 if let Some(asker) = asker {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crisp_monitor::record::{self, ExitRecord};
 use crisp_monitor::wire::{Body, Done, Exit, PidNamespace};
+use crisp_sys::poll::Interest;
 use crisp_sys::time;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -23,9 +24,16 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// CRI's exit code for a container whose program could not be executed.
 const START_ERROR_CODE: i32 = 128;
 
+/// Most that a terminal can hold (the kernel's `TTYB_DEFAULT_MEM_LIMIT` and its line discipline's buffer), in bytes.
+const TERMINAL_BYTES: usize = 64 * 1024 + 4096;
+
 /// What one read of a pipe gave.
 enum Got {
-    Bytes(usize),
+    Bytes {
+        length: usize,
+        /// All attached clients have taken them.
+        clear: bool,
+    },
     /// Nothing now.
     Empty,
     /// No writer is left.
@@ -34,9 +42,36 @@ enum Got {
 
 impl Pod {
     pub(super) fn on_output(&mut self, serial: u64, stream: Stream) {
-        if matches!(self.read_output(serial, stream), Got::End) {
-            self.close_stream(serial, stream);
-            self.end_if_drained(serial);
+        match self.read_output(serial, stream) {
+            Got::Bytes { clear: true, .. } | Got::Empty => {}
+            Got::Bytes { clear: false, .. } => self.pause_output(serial, stream, true),
+            Got::End => {
+                self.close_stream(serial, stream);
+                self.end_if_drained(serial);
+            }
+        }
+    }
+
+    /// Stops reading from a container, or goes on.
+    pub(super) fn pause_output(&mut self, serial: u64, stream: Stream, pause: bool) {
+        let Some(life) = self.containers.get_mut(&serial).and_then(|container| container.life.as_mut())
+        else {
+            return;
+        };
+        let (kind, index) = match stream {
+            Stream::Stdout => (Kind::Stdout, 0),
+            Stream::Stderr => (Kind::Stderr, 1),
+        };
+        let Some(pipe) = life.pipes.of(stream).as_ref().filter(|_| life.paused[index] != pause) else {
+            return;
+        };
+        // Taken out altogether: the end of a pipe is always told, again and again.
+        let changed = match pause {
+            true => self.poll.remove(pipe),
+            false => self.poll.add(pipe, Token::new(kind, serial).pack(), Interest::Read),
+        };
+        if changed.is_ok() {
+            life.paused[index] = pause;
         }
     }
 
@@ -51,7 +86,8 @@ impl Pod {
             Ok(length) => {
                 let nanos = time::realtime_nanos();
                 life.log.push(stream, &self.buffer[..length], nanos, &mut self.pen);
-                Got::Bytes(length)
+                let clear = self.copy_to_clients(serial, stream, length);
+                Got::Bytes { length, clear }
             }
             Err(Errno::EAGAIN | Errno::EINTR) => Got::Empty,
             Err(_) => Got::End,
@@ -76,9 +112,9 @@ impl Pod {
 
     /// The first process was reaped. Kills the rest and waits for the cgroup and the pipes to be empty.
     pub(super) fn begin_drain(&mut self, serial: u64, start: Option<Asker>) {
+        self.close_input(serial);
         let Some(container) = self.containers.get_mut(&serial) else { return };
         let Some(life) = &mut container.life else { return };
-        life.pipes.stdin = None;
         // The kernel has emptied a PID namespace of the container's own. In any other, what is left would hold
         // the pipes and the cgroup; a cgroup that is gone holds nothing.
         if container.pid_namespace != PidNamespace::Own {
@@ -105,12 +141,13 @@ impl Pod {
             let mut left = self.capacity(serial, stream);
             while left > 0 {
                 match self.read_output(serial, stream) {
-                    Got::Bytes(length) => left = left.saturating_sub(length),
+                    Got::Bytes { length, .. } => left = left.saturating_sub(length),
                     Got::Empty | Got::End => break,
                 }
             }
             self.close_stream(serial, stream);
         }
+        self.end_clients_of(serial);
         self.end(serial);
     }
 
@@ -121,7 +158,8 @@ impl Pod {
             return 0;
         };
         let Some(pipe) = life.pipes.of(stream) else { return 0 };
-        fcntl(pipe.as_fd(), FcntlArg::F_GETPIPE_SZ).map_or(READ_BYTES, |size| size.unsigned_abs() as usize)
+        fcntl(pipe.as_fd(), FcntlArg::F_GETPIPE_SZ)
+            .map_or(TERMINAL_BYTES, |size| size.unsigned_abs() as usize)
     }
 
     pub(super) fn drain_overdue(&mut self) {

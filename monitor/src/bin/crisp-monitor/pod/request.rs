@@ -22,7 +22,7 @@ impl Answer {
         Some(Answer { body, fds: Vec::new() })
     }
 
-    fn done() -> Option<Self> {
+    pub(super) fn done() -> Option<Self> {
         Answer::of(Body::Done(Done {}))
     }
 }
@@ -76,6 +76,8 @@ impl Pod {
             Call::Shutdown(call) => self.shutdown(asker, call),
             Call::RootFd(ContainerRef { container }) => self.root_fd(&container),
             Call::Placed(call) => self.placed(asker, &call.container, fds),
+            Call::Attach(call) => self.attach(call, fds),
+            Call::Resize(call) => self.resize(&call),
         }
     }
 
@@ -94,6 +96,7 @@ impl Pod {
     fn start(&mut self, asker: Asker, id: &str) -> Served {
         self.refuse_when_ending()?;
         let serial = self.find(id)?;
+        self.check_target(serial)?;
         let Some(container) = self.containers.get_mut(&serial) else { return Ok(None) };
         let (Phase::Created, None, Some(life)) = (&container.phase, container.remove, &mut container.life)
         else {
@@ -102,6 +105,23 @@ impl Pod {
         life.process.go().map_err(|error| refusal::launch(&error))?;
         container.phase = Phase::Starting(asker);
         Ok(None)
+    }
+
+    /// A container in the PID namespace of another one starts only while that one runs. One that cannot start any more
+    /// ends now.
+    fn check_target(&mut self, serial: u64) -> Result<(), Failure> {
+        let Some(container) = self.containers.get(&serial) else { return Ok(()) };
+        let (Some(target), Phase::Created, Some(life)) =
+            (container.target, &container.phase, &container.life)
+        else {
+            return Ok(());
+        };
+        if matches!(self.containers.get(&target).map(|target| &target.phase), Some(Phase::Running)) {
+            return Ok(());
+        }
+        let _ = life.process.signal(libc::SIGKILL);
+        let text = format!("start container {}: its target container has exited", container.id);
+        Err(refuse(FailureKind::NotFound, text))
     }
 
     fn signal(&mut self, call: &Signal) -> Served {
@@ -170,14 +190,14 @@ impl Pod {
     }
 
     /// Kills everything that was launched; the ends are reported as they come.
-    pub(super) fn kill_all(&self) {
-        for container in self.containers.values() {
-            let Some(life) = &container.life else { continue };
-            let _ = life.process.signal(libc::SIGKILL);
+    pub(super) fn kill_all(&mut self) {
+        for container in self.containers.values_mut() {
+            let Some(life) = &mut container.life else { continue };
+            life.process.kill(&self.poll);
             life.kill_cgroup();
         }
-        for exec in self.execs.values() {
-            let _ = exec.process.signal(libc::SIGKILL);
+        for exec in self.execs.values_mut() {
+            exec.process.kill(&self.poll);
         }
         // Whatever is left in the pod's PID namespace dies with its init.
         if let Some(init) = &self.init {

@@ -8,7 +8,7 @@ use crisp_runtime::launch::{self, Child, PidNs, Prepared, Stdio};
 
 use super::request::{Answer, Served, wrong_phase};
 use super::{ExecProcess, Init, Pod, sys_failure};
-use crate::container::{Asker, Container, Life, Phase};
+use crate::container::{Asker, Container, Input, Life, Phase, Pipes};
 use crate::launched::Launched;
 use crate::log::ContainerLog;
 use crate::process;
@@ -89,8 +89,20 @@ impl Pod {
         };
         let prepared = self.prepare(&plan, mounts)?;
         let log = open_log(&call)?;
-        let (stdio, pipes) = stdio::container(call.stdin).map_err(|error| sys_failure("stdio", &error))?;
-        let child = self.launch(&prepared, pid_namespace, cgroup.as_ref(), stdio)?;
+        let target = match pid_namespace {
+            PidNamespace::Target => Some(self.find_target(&call.target)?),
+            PidNamespace::Own | PidNamespace::Pod | PidNamespace::Host => None,
+        };
+        let terminal = prepared.has_terminal();
+        let made = if terminal {
+            // The pipes follow with the terminal.
+            stdio::nothing().map(|stdio| (stdio, Pipes::default()))
+        } else {
+            stdio::container(call.stdin)
+        };
+        let (stdio, pipes) = made.map_err(|error| sys_failure("stdio", &error))?;
+        let input = Input { wanted: call.stdin, once: call.stdin_once, ending: false };
+        let child = self.launch(&prepared, (pid_namespace, target), cgroup.as_ref(), stdio)?;
 
         let serial = self.serial();
         let process = self.watch_child(child, Kind::ContainerPid, Kind::ContainerReport, serial)?;
@@ -102,14 +114,26 @@ impl Pod {
             }
         }
         let pid = process.pid;
-        let mut life =
-            Life { process, cgroup, cgroup_events: None, record, pipes, log, oom_kills: 0, end: None };
+        let mut life = Life {
+            process,
+            cgroup,
+            cgroup_events: None,
+            record,
+            pipes,
+            terminal,
+            input,
+            paused: [false; 2],
+            log,
+            oom_kills: 0,
+            end: None,
+        };
         life.oom_kills = life.count_oom_kills();
         let container = Container {
             id: call.container,
             phase: if call.hold { Phase::Held } else { Phase::Preparing(asker) },
             pid,
             pid_namespace,
+            target,
             root,
             started_nanos: 0,
             life: Some(life),
@@ -151,23 +175,54 @@ impl Pod {
     fn launch(
         &self,
         prepared: &Prepared,
-        pid_namespace: PidNamespace,
+        pid: (PidNamespace, Option<u64>),
         cgroup: Option<&OwnedFd>,
         stdio: Stdio,
     ) -> Result<Child, Failure> {
-        let target = match (pid_namespace, &self.init) {
-            (PidNamespace::Own, _) => PidNs::Own,
-            (PidNamespace::Host, _) => PidNs::Host,
-            (PidNamespace::Pod, init) => {
-                let ready = init.as_ref().filter(|init| init.is_ready());
+        let pid = self.pid_namespace(pid.0, pid.1)?;
+        launch::start(prepared, pid, cgroup.map(AsFd::as_fd), stdio).map_err(|error| refusal::launch(&error))
+    }
+
+    fn pid_namespace(&self, kind: PidNamespace, target: Option<u64>) -> Result<PidNs<'_>, Failure> {
+        match kind {
+            PidNamespace::Own => Ok(PidNs::Own),
+            PidNamespace::Host => Ok(PidNs::Host),
+            PidNamespace::Pod => {
+                let ready = self.init.as_ref().filter(|init| init.is_ready());
                 let pidfd = ready.and_then(|init| init.process.pidfd()).ok_or_else(|| {
                     refuse(FailureKind::Precondition, "the pod's shared PID namespace has no init")
                 })?;
-                PidNs::Join(pidfd)
+                Ok(PidNs::Join(pidfd))
             }
-        };
-        launch::start(prepared, target, cgroup.map(AsFd::as_fd), stdio)
-            .map_err(|error| refusal::launch(&error))
+            PidNamespace::Target => {
+                let target = target.and_then(|serial| self.containers.get(&serial));
+                match target.map(|target| (target.pid_namespace, target.target, &target.life)) {
+                    // The first process of its own namespace, held by its pidfd: no number is looked up.
+                    Some((PidNamespace::Own, _, Some(life))) => life
+                        .process
+                        .pidfd()
+                        .map(PidNs::Target)
+                        .ok_or_else(|| refuse(FailureKind::NotFound, "gone")),
+                    // One that has joined another namespace itself.
+                    Some((kind, target, Some(_))) => self.pid_namespace(kind, target),
+                    _ => Err(refuse(FailureKind::NotFound, "the target container has exited")),
+                }
+            }
+        }
+    }
+
+    /// The container whose PID namespace is to be joined: one of this pod that runs.
+    pub(super) fn find_target(&self, id: &str) -> Result<u64, Failure> {
+        let serial = self
+            .find(id)
+            .map_err(|_| refuse(FailureKind::NotFound, format!("target container {id}: not in this pod")))?;
+        match self.containers.get(&serial).map(|target| &target.phase) {
+            Some(Phase::Running) => Ok(serial),
+            phase => {
+                let state = phase.map_or("gone", Phase::name);
+                Err(refuse(FailureKind::NotFound, format!("target container {id} is {state}, not running")))
+            }
+        }
     }
 
     pub(super) fn exec(&mut self, asker: Asker, call: Exec, fds: Vec<OwnedFd>) -> Served {
@@ -181,9 +236,7 @@ impl Pod {
         let (Phase::Running, Some(life)) = (&container.phase, &container.life) else {
             return Err(wrong_phase(&call.container, &container.phase, "exec"));
         };
-        let [plan, cgroup, stdin, stdout, stderr] = exactly(fds, "exec")?;
-        let prepared = self.prepare(&plan, Vec::new())?;
-        let stdio = Stdio { stdin, stdout, stderr };
+        let (cgroup, prepared, stdio) = self.prepare_exec(fds)?;
         let Some(target) = life.process.pidfd() else {
             return Err(wrong_phase(&call.container, &container.phase, "exec"));
         };
@@ -191,13 +244,28 @@ impl Pod {
             .map_err(|error| refusal::launch(&error))?;
         let serial = self.serial();
         let process = self.watch_child(child, Kind::ExecPid, Kind::ExecReport, serial)?;
-        self.execs.insert(serial, ExecProcess { name: call.exec, process, asker: Some(asker) });
+        self.execs
+            .insert(serial, ExecProcess { name: call.exec, process, asker: Some(asker), terminal: None });
         Ok(None)
+    }
+
+    fn prepare_exec(&self, mut fds: Vec<OwnedFd>) -> Result<(OwnedFd, Prepared, Stdio), Failure> {
+        let rest = fds.split_off(fds.len().min(2));
+        let [plan, cgroup] = exactly(fds, "exec")?;
+        let prepared = self.prepare(&plan, Vec::new())?;
+        let stdio = if prepared.has_terminal() {
+            let [] = exactly(rest, "exec with a terminal, beside the plan and the cgroup")?;
+            stdio::nothing().map_err(|error| sys_failure("stdio", &error))?
+        } else {
+            let [stdin, stdout, stderr] = exactly(rest, "exec, beside the plan and the cgroup")?;
+            Stdio { stdin, stdout, stderr }
+        };
+        Ok((cgroup, prepared, stdio))
     }
 
     /// Waits for a child's reports and its end; one that cannot be watched is killed and reaped.
     fn watch_child(&self, child: Child, pid: Kind, report: Kind, serial: u64) -> Result<Launched, Failure> {
-        let process = Launched::new(child);
+        let mut process = Launched::new(child);
         match process.watch(&self.poll, Token::new(report, serial).pack(), Token::new(pid, serial).pack()) {
             Ok(()) => Ok(process),
             Err(error) => {
@@ -214,7 +282,7 @@ fn open_log(call: &Create) -> Result<ContainerLog, Failure> {
         .map_err(|error| refusal::log(&error))
 }
 
-fn check_name(what: &str, name: &str) -> Result<(), Failure> {
+pub(super) fn check_name(what: &str, name: &str) -> Result<(), Failure> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
         let text = format!("{what} name: 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes or underscores");

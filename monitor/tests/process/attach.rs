@@ -1,0 +1,151 @@
+//! Attached clients.
+
+use std::io::{Read, Write};
+
+use crisp_monitor::wire::{AttachEnd, FailureKind};
+
+use crate::harness::{Pod, Spec, Streams, attach_call, is, line, named, read_all, until, written};
+use crisp_monitor::wire::Call;
+
+const ALL: Streams = Streams { stdin: true, stdout: true, stderr: true };
+const OUTPUTS: Streams = Streams { stdin: false, ..ALL };
+
+#[test]
+fn every_client_gets_a_copy_of_what_is_written_from_then_on() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.run(
+        "c1",
+        &Spec::sh("echo before; read line; echo \"out $line\"; echo err >&2; exit 5").with_stdin(),
+    );
+    until("the container has written", || !pod.log("c1").is_empty());
+    let mut one = daemon.attach("c1", "a1", ALL);
+    let mut two = daemon.attach("c1", "a2", OUTPUTS);
+    one.stdin.as_mut().unwrap().write_all(b"typed\n").unwrap();
+    for client in [&mut one, &mut two] {
+        assert_eq!(read_all(client.stdout.take().unwrap()), "out typed\n");
+        assert_eq!(read_all(client.stderr.take().unwrap()), "err\n");
+    }
+    assert_eq!(daemon.exited("c1").code, 5);
+    assert_eq!(written(&pod.log("c1"), "stdout"), b"before\nout typed\n");
+    // The pipe has lost its reader, and the client its container.
+    assert!(one.stdin.unwrap().write_all(b"x").is_err());
+}
+
+#[test]
+fn stdin_once_ends_the_input_with_the_first_client() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.run("c1", &Spec::sh("cat; echo end").with_stdin_once());
+    // A client that only reads ends nothing.
+    drop(daemon.attach("c1", "reader", OUTPUTS));
+    assert_eq!(daemon.attach_ended("reader"), AttachEnd::Client);
+    let mut client = daemon.attach("c1", "a1", ALL);
+    let text = "line\n".repeat(50_000);
+    std::thread::scope(|scope| {
+        let mut input = client.stdin.take().unwrap();
+        // Much more than the pipes on the way hold.
+        scope.spawn(move || input.write_all(text.as_bytes()).unwrap());
+        let mut got = String::new();
+        client.stdout.as_mut().unwrap().read_to_string(&mut got).unwrap();
+        assert_eq!(got, "line\n".repeat(50_000) + "end\n");
+    });
+    assert_eq!(daemon.exited("c1").code, 0);
+    let log = pod.log("c1");
+    assert_eq!((log.len(), log.last()), (50_001, Some(&line("stdout", "F", "end"))));
+}
+
+#[test]
+fn without_stdin_once_clients_may_come_and_go() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.run("c1", &Spec::sh("while read line; do echo \"<$line>\"; done").with_stdin());
+    for number in 0..3 {
+        let mut client = daemon.attach("c1", "a1", ALL);
+        client.stdin.take().unwrap().write_all(format!("{number}\n").as_bytes()).unwrap();
+        let (mut got, mut buffer) = (String::new(), [0; 16]);
+        while got.len() < 4 {
+            let count = client.stdout.as_mut().unwrap().read(&mut buffer).unwrap();
+            got.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+        }
+        assert_eq!(got, format!("<{number}>\n"));
+        drop(client);
+        assert_eq!(daemon.attach_ended("a1"), AttachEnd::Client);
+    }
+    daemon.signal("c1", libc::SIGKILL);
+    daemon.exited("c1");
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cut_off_and_holds_nobody() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    let spec = Spec::sh("read line; seq 1 200000; exit 7").with_stdin();
+    daemon.run("c1", &spec);
+    daemon.run("c2", &spec);
+    let mut stuck = daemon.attach("c1", "stuck", ALL);
+    let mut reader = daemon.attach("c1", "reader", OUTPUTS);
+    let mut other = daemon.attach("c2", "other", ALL);
+    let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+    stuck.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    other.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    // Another container's output is not held meanwhile.
+    assert!(read_all(other.stdout.take().unwrap()) == expected);
+    assert!(read_all(reader.stdout.take().unwrap()) == expected);
+    assert_eq!(daemon.attach_ended("stuck"), AttachEnd::Slow);
+    assert_eq!(daemon.exited("c1").code, 7);
+    assert!(written(&pod.log("c1"), "stdout") == expected.as_bytes(), "the log differs");
+    drop(stuck);
+}
+
+#[test]
+fn a_client_that_comes_late_gets_the_end_of_an_ended_container() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.run("c1", &Spec::sh("read line; seq 1 20000").with_stdin());
+    let mut client = daemon.attach("c1", "a1", ALL);
+    client.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    let expected: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
+    // What does not fit the client's pipe waits for it, also after the container is gone.
+    assert_eq!(expected.len(), 108_894);
+    daemon.exited("c1");
+    daemon.expect_done(Call::Remove(named("c1")));
+    assert!(read_all(client.stdout.take().unwrap()) == expected);
+    assert_eq!(daemon.attach_ended("a1"), AttachEnd::Container);
+}
+
+#[test]
+fn attaching_is_refused_where_it_makes_no_sense_and_leaves_nothing() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.create("c1", &Spec::sh("exec sleep 1000"));
+    let (reader, writer) = crisp_sys::fd::pipe2(false).unwrap();
+    let pipe = [std::os::fd::AsFd::as_fd(&writer)];
+    let output = Streams { stdin: false, stdout: true, stderr: false };
+    let none = Streams { stdout: false, ..output };
+    assert!(
+        is(&daemon.refused(attach_call("c1", "a1", output), &pipe), FailureKind::Precondition),
+        "not started"
+    );
+    daemon.start("c1");
+    let descriptors = std::fs::read_dir(pod.proc("fd")).unwrap().count();
+    assert!(is(&daemon.refused(attach_call("c9", "a1", output), &pipe), FailureKind::NotFound));
+    assert!(is(&daemon.refused(attach_call("c1", "a1", none), &[]), FailureKind::Invalid));
+    assert!(is(&daemon.refused(attach_call("c1", "a1", output), &[]), FailureKind::Invalid));
+    assert!(is(&daemon.refused(attach_call("c1", "a/1", output), &pipe), FailureKind::Invalid));
+    let _client = daemon.attach("c1", "a1", output);
+    assert!(is(&daemon.refused(attach_call("c1", "a1", output), &pipe), FailureKind::Exists));
+    let mut clients: Vec<_> =
+        (2..=64).map(|number| daemon.attach("c1", &format!("a{number}"), output)).collect();
+    assert!(is(&daemon.refused(attach_call("c1", "a65", output), &pipe), FailureKind::Precondition));
+    clients.clear();
+    for number in 2..=64 {
+        assert_eq!(daemon.attach_ended(&format!("a{number}")), AttachEnd::Client);
+    }
+    daemon.signal("c1", libc::SIGKILL);
+    assert_eq!(daemon.attach_ended("a1"), AttachEnd::Container);
+    daemon.exited("c1");
+    assert!(is(&daemon.refused(attach_call("c1", "a1", output), &pipe), FailureKind::Precondition), "ended");
+    assert!(std::fs::read_dir(pod.proc("fd")).unwrap().count() < descriptors);
+    drop(reader);
+}
