@@ -7,6 +7,7 @@ pub mod resources;
 pub mod sandbox;
 pub mod seccomp;
 pub mod selinux;
+mod shm;
 pub mod signal;
 pub mod spec;
 mod spec_check;

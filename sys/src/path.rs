@@ -138,13 +138,16 @@ impl AsFd for Root {
     }
 }
 
-/// An `O_PATH` descriptor of a trusted path of the host; a symbolic link at its end is followed.
+/// An `O_PATH` descriptor of a path of the host that somebody else has chosen. Symbolic links are followed, but not the
+/// magic ones of procfs: `/proc/self` is the caller, whose program and descriptors are nobody else's.
 ///
 /// # Errors
-/// The kernel's answer.
+/// `ELOOP` for a magic link; the kernel's answer.
 pub fn open_host(path: &Path) -> Result<OwnedFd, SysError> {
-    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-    nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).on("open", || path.to_string_lossy())
+    let root = Root::open(Path::new("/"))?;
+    let text = cstring("openat2", path)?;
+    raw::path::openat2(root.as_fd(), &text, OFlag::O_PATH.bits(), 0, libc::RESOLVE_NO_MAGICLINKS)
+        .on("open", || path.to_string_lossy())
 }
 
 /// The path that leads to the file behind a descriptor, as the caller's mount namespace has it.
@@ -249,6 +252,74 @@ mod tests {
         symlink("a/x", dir.path().join("root/b")).unwrap();
         for path in ["loop", "loop/x", "a"] {
             assert_eq!(root.mkdir_all(Path::new(path), 0o755).unwrap_err().errno, Errno::ELOOP, "{path}");
+        }
+    }
+
+    #[test]
+    fn c12_a_path_of_the_host_leads_to_no_process() {
+        let (dir, _root) = root();
+        symlink("canary", dir.path().join("link")).unwrap();
+        let found = open_host(&dir.path().join("link")).unwrap();
+        assert_eq!(of_descriptor(&found).unwrap(), dir.path().join("canary").canonicalize().unwrap());
+        symlink("/proc/self/exe", dir.path().join("program")).unwrap();
+        for path in ["/proc/self/exe", "/proc/thread-self/root/etc", "/proc/self/fd/0"] {
+            assert_eq!(open_host(Path::new(path)).unwrap_err().errno, Errno::ELOOP, "{path}");
+        }
+        assert_eq!(open_host(&dir.path().join("program")).unwrap_err().errno, Errno::ELOOP);
+        assert_eq!(open_host(&dir.path().join("none")).unwrap_err().errno, Errno::ENOENT);
+    }
+
+    /// Another thread exchanges `a` and `b` as fast as it can while `work` runs.
+    fn while_exchanging(a: &Path, b: &Path, work: impl FnOnce()) -> u64 {
+        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let flipper = scope.spawn(|| {
+                let mut flips = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE).unwrap();
+                    flips += 1;
+                }
+                flips
+            });
+            work();
+            stop.store(true, Ordering::Relaxed);
+            flipper.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn r06_nothing_is_made_outside_while_a_directory_becomes_a_link_and_back() {
+        const ROUNDS: usize = 3_000;
+        for target in ["absolute", "../../outside", "../../../../../../../../"] {
+            let (dir, root) = root();
+            let outside = dir.path().join("outside");
+            std::fs::create_dir(&outside).unwrap();
+            let target = target.replace("absolute", &outside.display().to_string());
+            let at = |name: &str| dir.path().join("root").join(name);
+            std::fs::create_dir(at("shared")).unwrap();
+            symlink(&target, at("link")).unwrap();
+            let mut made = 0;
+            let flips = while_exchanging(&at("shared"), &at("link"), || {
+                for round in 0..ROUNDS / 3 {
+                    match root.mkdir_all(Path::new(&format!("shared/r06-dir{round}/deep")), 0o755) {
+                        Ok(_) => made += 1,
+                        Err(error) => assert_ne!(error.errno, Errno::EIO, "{error}"),
+                    }
+                    let _ = root.create_file(Path::new(&format!("shared/r06-file{round}")), 0o644);
+                }
+            });
+            assert!(made > 0 && flips > 100, "{made} made, {flips} flips");
+            assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0, "{target}");
+            // Beside the root there is what was there before: it, the canary, and the folder outside.
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3, "{target}");
+            assert!(
+                std::fs::read_dir("/")
+                    .unwrap()
+                    .flatten()
+                    .all(|e| !e.file_name().to_string_lossy().starts_with("r06-"))
+            );
         }
     }
 

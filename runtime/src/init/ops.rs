@@ -180,6 +180,7 @@ fn new_mount(root: BorrowedFd<'_>, new: &MountAt) -> Result<(), Errno> {
     mount::fsconfig_create(fs.as_fd())?;
     let mounted = mount::fsmount(fs.as_fd(), new.attributes)?;
     let target = mount_point(root, new)?;
+    check_target(root, target.as_fd(), &new.path)?;
     mount::move_mount(mounted.as_fd(), target.as_fd())
 }
 
@@ -218,13 +219,22 @@ fn attach_source(root: BorrowedFd<'_>, attach: &AttachAt, fds: &[OwnedFd]) -> Re
     } else {
         make_file(root, &attach.target, &attach.path)?
     };
-    // A link in the image may lead into proc, where a mount would hide the kernel's files from what relies on them
-    // (CVE-2019-16884, CVE-2025-52881). Only a plan that names proc means it.
-    let means_proc = matches!(attach.path.to_bytes(), b"/proc" | [b'/', b'p', b'r', b'o', b'c', b'/', ..]);
-    if !means_proc && path::fs_magic(target.as_fd())? == libc::PROC_SUPER_MAGIC as u64 {
+    check_target(root, target.as_fd(), &attach.path)?;
+    mount::move_mount(source, target.as_fd())
+}
+
+/// A link in the image may lead to the root itself: a mount there would be seen by processes that join the container, and
+/// not by the first one. Or it may lead into proc, where a mount would hide the kernel's files from what relies on them
+/// (CVE-2019-16884, CVE-2025-52881): only a plan that names proc means it.
+fn check_target(root: BorrowedFd<'_>, target: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    if path::is_same_file(root, target)? {
+        return Err(Errno::EBUSY);
+    }
+    let means_proc = matches!(path.to_bytes(), b"/proc" | [b'/', b'p', b'r', b'o', b'c', b'/', ..]);
+    if !means_proc && path::fs_magic(target)? == libc::PROC_SUPER_MAGIC as u64 {
         return Err(Errno::EXDEV);
     }
-    mount::move_mount(source, target.as_fd())
+    Ok(())
 }
 
 /// An `O_PATH` descriptor of the file at the target, made empty when missing.

@@ -125,6 +125,11 @@ fn open_host(host_path: &Path, mount: &cri::Mount, own: &OwnFiles) -> Result<Own
     let place = match path::open_host(host_path) {
         // A missing host path becomes a directory, as every CRI runtime does it.
         Err(error) if error.errno == Errno::ENOENT => {
+            // Nothing is made where nothing is mounted from.
+            let above = host_path.ancestors().skip(1).find_map(|above| path::open_host(above).ok());
+            if let Some(above) = above {
+                own.refuse(above.as_fd(), host_path)?;
+            }
             fs::create_dir_all(host_path).stage(host_path.display())?;
             path::open_host(host_path)
         }

@@ -23,6 +23,8 @@ pub struct SandboxPlan {
     pub host_ipc: bool,
     /// The containers share one PID namespace, which needs an init of crisp's.
     pub shared_pid: bool,
+    /// Size of `/dev/shm`, bytes.
+    pub shm_bytes: u64,
     /// Sysctls to write inside the new namespaces, defaults among them, sorted by name.
     pub sysctls: Vec<(String, String)>,
 }
@@ -48,7 +50,8 @@ pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError>
     let shared_pid = shared_pid(options.pid)?;
     super::selinux::check("linux.security_context.selinux_options", security.selinux_options.as_ref())?;
     let sysctls = sysctls(&linux, host_network, host_ipc)?;
-    Ok(SandboxPlan { key, host_network, host_ipc, shared_pid, sysctls })
+    let shm_bytes = super::shm::size(config, host_ipc)?;
+    Ok(SandboxPlan { key, host_network, host_ipc, shared_pid, shm_bytes, sysctls })
 }
 
 /// The name under which a sandbox is reserved: `name_namespace_uid_attempt`.

@@ -174,7 +174,7 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
     watch.lap("cgroup");
     write_files(&dir, record, plan)?;
     if !plan.host_ipc {
-        mount_shm(&dir.shm())?;
+        mount_shm(&dir.shm(), plan.shm_bytes)?;
     }
     watch.lap("files and shm");
     let created = make_namespaces(node, record, plan)?;
@@ -215,12 +215,13 @@ fn hosts(record: &SandboxRecord) -> String {
     text
 }
 
-/// The pod's `/dev/shm`: 64 MiB, world-writable. Attached on the host because kernels before 6.15 cannot clone a
+/// The pod's `/dev/shm`, world-writable. Attached on the host because kernels before 6.15 cannot clone a
 /// detached tree, and each container gets a clone.
-fn mount_shm(path: &Path) -> Result<(), RequestError> {
+fn mount_shm(path: &Path, bytes: u64) -> Result<(), RequestError> {
     fs::create_dir(path).stage("make the mount point of /dev/shm")?;
     let attributes = MountAttr::NOSUID | MountAttr::NODEV | MountAttr::NOEXEC;
-    let tmpfs = mount::tmpfs(&[("size", "65536k"), ("mode", "1777")], attributes).stage("make /dev/shm")?;
+    let size = bytes.to_string();
+    let tmpfs = mount::tmpfs(&[("size", &size), ("mode", "1777")], attributes).stage("make /dev/shm")?;
     mount::move_mount_to(tmpfs, path).stage("mount /dev/shm")
 }
 

@@ -135,6 +135,19 @@ pub fn stat(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat, Errno> {
     })
 }
 
+/// Whether two descriptors are of the same file.
+pub fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let number = |fd: BorrowedFd<'_>| {
+        let mut buffer = MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: the buffer is large enough for a stat.
+        check(unsafe { libc::fstat(fd.as_raw_fd(), buffer.as_mut_ptr()) }.into())?;
+        // SAFETY: the call succeeded, so the kernel has filled the buffer.
+        let stat = unsafe { buffer.assume_init() };
+        Ok((stat.st_dev, stat.st_ino))
+    };
+    Ok(number(one)? == number(other)?)
+}
+
 /// Whether `path` is the root of a mount.
 pub(crate) fn is_mount_root(path: &CStr) -> Result<bool, Errno> {
     let mut buffer = MaybeUninit::<libc::statx>::uninit();

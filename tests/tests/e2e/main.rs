@@ -18,11 +18,15 @@ mod devices;
 mod hostile_accounts;
 mod limits;
 mod logs;
+mod mount_requests;
 mod network;
+mod planted;
 mod play;
 mod pods;
 mod processes;
+mod propagation;
 mod pulls;
+mod races;
 mod refusals;
 mod reports;
 mod restart;
@@ -64,6 +68,10 @@ fn main() -> ExitCode {
         hostile_accounts::CASES,
         volumes::CASES,
         terminal::CASES,
+        races::CASES,
+        planted::CASES,
+        propagation::CASES,
+        mount_requests::CASES,
         refusals::CASES,
         daemon::CASES,
         untouched::CASES,
