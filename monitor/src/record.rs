@@ -12,7 +12,8 @@
 //! | 16..24 | nanoseconds since the epoch at which it was reaped       |
 //! | 24..32 | nanoseconds since the epoch at which it started, 0: never|
 //! | 32..36 | flags: bit 0, the kernel's OOM killer was at work        |
-//! | 36..44 | zero                                                     |
+//! | 36..40 | whose limit that was: `wire::OomLevel`, 0: not known     |
+//! | 40..44 | zero                                                     |
 //! | 44..48 | CRC-32 of the bytes before                               |
 //!
 //! Must not know: where records live, the protocol, container ids (the file's name says whose exit it is).
@@ -42,6 +43,8 @@ pub struct ExitRecord {
     pub started_nanos: i64,
     /// `memory.events` of its cgroup counted OOM kills during its life.
     pub oom_killed: bool,
+    /// Whose limit was the cause, as a number of `wire::OomLevel`; 0: not known.
+    pub oom_level: i32,
 }
 
 /// Why a record could not be made, written or read.
@@ -145,6 +148,7 @@ fn encode(record: &ExitRecord) -> [u8; SIZE] {
     bytes[24..32].copy_from_slice(&record.started_nanos.to_le_bytes());
     let flags = if record.oom_killed { OOM_KILLED } else { 0 };
     bytes[32..36].copy_from_slice(&flags.to_le_bytes());
+    bytes[36..40].copy_from_slice(&record.oom_level.to_le_bytes());
     let sum = crc32(&bytes[..44]);
     bytes[44..].copy_from_slice(&sum.to_le_bytes());
     bytes
@@ -177,6 +181,7 @@ fn decode(bytes: &[u8]) -> Result<Option<ExitRecord>, Fault> {
         nanos: i64::from_le_bytes(field(bytes, 16)),
         started_nanos: i64::from_le_bytes(field(bytes, 24)),
         oom_killed: u32::from_le_bytes(field(bytes, 32)) & OOM_KILLED != 0,
+        oom_level: i32::from_le_bytes(field(bytes, 36)),
     }))
 }
 
@@ -203,8 +208,13 @@ fn crc32(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    const SOME: ExitRecord =
-        ExitRecord { code: 137, nanos: 1_800_000_000_123_456_789, started_nanos: 5, oom_killed: true };
+    const SOME: ExitRecord = ExitRecord {
+        code: 137,
+        nanos: 1_800_000_000_123_456_789,
+        started_nanos: 5,
+        oom_killed: true,
+        oom_level: 0,
+    };
 
     #[test]
     fn a_reserved_record_reads_as_none_and_a_written_one_as_itself() {
@@ -215,6 +225,9 @@ mod tests {
         assert_eq!(read(&path).unwrap(), None);
         write(file.as_fd(), &SOME).unwrap();
         assert_eq!(read(&path).unwrap(), Some(SOME));
+        let other = ExitRecord { oom_level: 3, ..SOME };
+        write(file.as_fd(), &other).unwrap();
+        assert_eq!(read(&path).unwrap(), Some(other));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), SIZE as u64);
     }
 

@@ -267,7 +267,7 @@ pub struct Message {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What is said.
-    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20")]
+    #[prost(oneof = "Body", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21")]
     pub body: Option<Body>,
 }
 
@@ -307,6 +307,47 @@ pub enum Body {
     /// Event: an attached client is no longer served; its descriptors are closed.
     #[prost(message, tag = "11")]
     AttachEnded(AttachEnded),
+    /// Event: the OOM killer has killed processes of a container, which may run on.
+    #[prost(message, tag = "21")]
+    OomKilled(OomReport),
+}
+
+/// Whose limit made the OOM killer kill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum OomLevel {
+    /// It cannot be told: the cgroup was gone.
+    Unknown = 0,
+    /// The container's own.
+    Container = 1,
+    /// That of the cgroup above it: its pod's.
+    Pod = 2,
+    /// That of a cgroup further up.
+    Ancestor = 3,
+    /// Nobody's: the machine was out of memory.
+    Host = 4,
+}
+
+/// What the OOM killer has done in a container's cgroup.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct OomKills {
+    /// Processes killed since the container was created.
+    #[prost(uint64, tag = "1")]
+    pub kills: u64,
+    /// The cause of the last kill.
+    #[prost(enumeration = "OomLevel", tag = "2")]
+    pub level: i32,
+}
+
+/// See [`Body::OomKilled`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OomReport {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub container: String,
+    /// All that happened to it so far.
+    #[prost(message, optional, tag = "2")]
+    pub oom: Option<OomKills>,
 }
 
 /// Nothing.
@@ -382,6 +423,9 @@ pub struct Exit {
     /// Nanoseconds since the epoch at which it had started; 0: it never did.
     #[prost(int64, tag = "5")]
     pub started_nanos: i64,
+    /// More of `oom_killed`.
+    #[prost(message, optional, tag = "6")]
+    pub oom: Option<OomKills>,
 }
 
 /// How an exec'd process ended.
@@ -430,4 +474,7 @@ pub struct ContainerState {
     /// Log lines that could not be written (a full disk, a failing one).
     #[prost(uint64, tag = "5")]
     pub log_dropped: u64,
+    /// What the OOM killer has done to it.
+    #[prost(message, optional, tag = "20")]
+    pub oom: Option<OomKills>,
 }

@@ -6,6 +6,7 @@
 //!
 //! Must not know: pods, CRI's way to spell resources, systemd.
 
+mod apply;
 mod devices;
 mod error;
 mod files;
@@ -14,6 +15,7 @@ mod path;
 mod remove;
 mod stats;
 
+pub use apply::Applied;
 pub use devices::{DeviceAccess, DeviceKind, DeviceProgram, DeviceRule};
 pub use error::CgroupError;
 pub use limits::{Resources, weight};
@@ -91,6 +93,21 @@ impl Hierarchy {
         }
         location.push(name);
         make(path, location)
+    }
+
+    /// Lets what is below the cgroup `path` use all controllers that containers need: every cgroup from the root down
+    /// to it passes on those that it has.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; `ENOENT` when it does not exist.
+    pub fn pass_on(&self, path: &CgroupPath) -> Result<(), CgroupError> {
+        let mut location = self.root.clone();
+        delegate(&location)?;
+        for component in path.components() {
+            location.push(component);
+            delegate(&location)?;
+        }
+        Ok(())
     }
 
     /// Opens a cgroup that exists.
@@ -181,9 +198,9 @@ impl Cgroup {
     /// Applies limits: all of them, or none and an error (what was written before the failure is put back).
     ///
     /// # Errors
-    /// [`CgroupError::MissingController`], [`CgroupError::Write`] with file and value, [`CgroupError::Invalid`].
-    pub fn apply(&self, resources: &Resources) -> Result<(), CgroupError> {
-        limits::apply(self.dir.as_fd(), &self.location, resources)
+    /// [`CgroupError::MissingController`], [`CgroupError::Limit`] with file and value, [`CgroupError::Invalid`].
+    pub fn apply(&self, resources: &Resources) -> Result<Applied, CgroupError> {
+        apply::apply(self.dir.as_fd(), &self.location, resources)
     }
 
     /// Kills every process in it and below (`cgroup.kill`). One that was removed meanwhile has none.
@@ -262,6 +279,14 @@ impl Cgroup {
     /// [`CgroupError::Populated`] when processes are left in it.
     pub fn remove(&self, patience: std::time::Duration) -> Result<(), CgroupError> {
         remove::remove(&self.location, patience)
+    }
+
+    /// Waits until somebody else has removed it, for `patience` at most; whether that has happened.
+    ///
+    /// # Errors
+    /// Its parent cannot be watched.
+    pub fn wait_until_gone(&self, patience: std::time::Duration) -> Result<bool, CgroupError> {
+        remove::wait_until_gone(&self.location, std::time::Instant::now() + patience)
     }
 
     /// Everything the kernel counts. A file that is not there (no controller, older kernel) is `None`.

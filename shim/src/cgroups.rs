@@ -1,4 +1,9 @@
-//! The cgroup tree by the paths that records hold, and the parents that crisp makes when a client names none.
+//! The cgroup tree by the paths that records hold: cgroups made with mkdir, or by systemd. Which one made a pod's is
+//! told by its parent's name, so that a daemon can look after what it made under another configuration.
+
+pub(crate) mod parent;
+mod property;
+mod scope;
 
 use std::{
     path::Path,
@@ -6,7 +11,13 @@ use std::{
     time::Duration,
 };
 
-use crisp_runtime::cgroup::{Cgroup, CgroupError, CgroupPath, Hierarchy};
+use crisp_runtime::cgroup::{Applied, Cgroup, CgroupError, CgroupPath, Hierarchy, Resources};
+use tokio::runtime::Handle;
+
+use crate::{
+    error::{RequestError, Stage, chain},
+    systemd::{self, Systemd, unit},
+};
 
 /// How long a cgroup whose processes were killed may take to become empty.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -18,15 +29,45 @@ pub struct Cgroups {
     /// Held while parents are made or removed: without it, one pod's removal of the last-used default parent
     /// could come between another's steps down the same path.
     parents: Mutex<()>,
+    systemd: Systemd,
+    /// For waiting on systemd from threads that block.
+    runtime: Handle,
+}
+
+/// Whether the cgroup at `path` is a slice: what is below it is systemd's to make.
+#[must_use]
+pub(crate) fn is_slice(path: &str) -> bool {
+    path.ends_with(".slice")
+}
+
+/// Path of the cgroup of a container or a pod's init, below that of its pod.
+#[must_use]
+pub(crate) fn leaf(parent: &str, id: &str) -> String {
+    let parent = parent.trim_end_matches('/');
+    match is_slice(parent) {
+        true => format!("{parent}/{}", unit::scope(id)),
+        false => format!("{parent}/{id}"),
+    }
+}
+
+/// A limit that was refused: the client's fault where the value is.
+fn limit_error(error: CgroupError) -> RequestError {
+    let text = format!("linux.resources.{}", chain(&error));
+    if error.is_value() { RequestError::invalid(text) } else { RequestError::unknown(text) }
 }
 
 impl Cgroups {
-    /// The tree mounted at `root`.
+    /// The tree mounted at `root`. To be called in a tokio runtime.
     ///
     /// # Errors
     /// No cgroup v2 is mounted there.
     pub fn open(root: &Path) -> Result<Self, CgroupError> {
-        Ok(Self { hierarchy: Hierarchy::open(root)?, parents: Mutex::default() })
+        Ok(Self {
+            hierarchy: Hierarchy::open(root)?,
+            parents: Mutex::default(),
+            systemd: Systemd::new(Path::new(systemd::SOCKET)),
+            runtime: Handle::current(),
+        })
     }
 
     /// Those of `needed` that this host does not have.
@@ -55,11 +96,14 @@ impl Cgroups {
         Ok(None)
     }
 
-    /// Makes the cgroup `path` and those above it, as far as they are not there.
+    /// Makes the cgroup `path` and those above it, as far as they are not there. A slice comes with its first scope.
     ///
     /// # Errors
     /// It is no path of a cgroup, or the kernel refuses.
     pub fn ensure(&self, path: &str) -> Result<(), CgroupError> {
+        if is_slice(path) {
+            return Ok(());
+        }
         let path = CgroupPath::new(path)?;
         let (Some(parent), Some(name)) = (path.parent(), path.name()) else { return Ok(()) };
         let _held = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
@@ -75,6 +119,46 @@ impl Cgroups {
     /// It is there already, or the kernel refuses.
     pub fn create_in(&self, parent: &str, name: &str) -> Result<Cgroup, CgroupError> {
         self.hierarchy.create(&CgroupPath::new(parent)?, name)
+    }
+
+    /// Puts limits on a new cgroup.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the field, when the value is not possible; anything else the kernel refuses. None is in force
+    /// then.
+    pub fn apply(&self, cgroup: &Cgroup, resources: &Resources) -> Result<(), RequestError> {
+        self.limit(cgroup, resources).map_err(limit_error).map(drop)
+    }
+
+    fn limit(&self, cgroup: &Cgroup, resources: &Resources) -> Result<Applied, CgroupError> {
+        match cgroup.apply(resources) {
+            // systemd hands on what it knows, and does not know huge pages.
+            Err(CgroupError::MissingController { .. }) if scope::is_scope(&cgroup.path.to_string()) => {
+                if let Some(parent) = cgroup.path.parent() {
+                    self.hierarchy.pass_on(&parent)?;
+                }
+                cgroup.apply(resources)
+            }
+            applied => applied,
+        }
+    }
+
+    /// Changes the limits of the cgroup `path`, all of them or none. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn update(&self, path: &str, resources: &Resources) -> Result<(), RequestError> {
+        let cgroup = self.open_cgroup(path).stage("open its cgroup")?;
+        let applied = self.limit(&cgroup, resources).map_err(limit_error)?;
+        if !scope::is_scope(path) {
+            return Ok(());
+        }
+        if let Err(error) = self.tell(path, resources) {
+            applied.put_back();
+            return Err(error);
+        }
+        // systemd has written what it made of them, which is coarser.
+        self.apply(&cgroup, resources)
     }
 
     /// Opens the cgroup `path`.
@@ -116,6 +200,9 @@ impl Cgroups {
     /// # Errors
     /// Processes are left in it.
     pub fn remove(&self, path: &str) -> Result<(), CgroupError> {
+        if scope::is_scope(path) {
+            return self.remove_scope(path);
+        }
         match self.open_cgroup(path) {
             Ok(cgroup) => cgroup.remove(PATIENCE),
             Err(error) if error.is_not_found() => Ok(()),
@@ -123,14 +210,21 @@ impl Cgroups {
         }
     }
 
-    /// Removes the cgroups from `path` up to `top`, both included, as far as nobody else has something in them.
+    /// Removes the cgroups from `path` up to `top`, both included, as far as nobody else has something in them. Blocks.
     ///
     /// # Errors
-    /// The kernel refuses for another reason than that they are in use.
-    pub fn remove_made(&self, path: &str, top: &str) -> Result<(), CgroupError> {
-        let top = CgroupPath::new(top)?;
+    /// The kernel or systemd refuses for another reason than that they are in use.
+    pub fn remove_made(&self, path: &str, top: &str) -> Result<(), RequestError> {
+        let top = CgroupPath::new(top).stage("cgroup_parent")?;
+        let bottom = CgroupPath::new(path).stage("cgroup_parent")?;
+        if is_slice(path) {
+            return self.stop_slices(&bottom, &top);
+        }
+        self.remove_empty(bottom, &top).stage("cgroup_parent")
+    }
+
+    fn remove_empty(&self, mut path: CgroupPath, top: &CgroupPath) -> Result<(), CgroupError> {
         let depth = top.components().count();
-        let mut path = CgroupPath::new(path)?;
         let _held = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
         while path.components().count() >= depth {
             if !self.hierarchy.list(&path)?.is_empty() {

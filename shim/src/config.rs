@@ -52,9 +52,10 @@ keys! {
     pub struct CgroupConfig {
         /// Where cgroup v2 is mounted.
         root: String = "/sys/fs/cgroup".into(),
-        /// Who makes cgroups. Only cgroupfs for now. kubelet's cgroupDriver must be the same.
+        /// Who makes cgroups: cgroupfs, or systemd, which makes a scope for each container. kubelet's cgroupDriver must
+        /// be the same.
         driver: String = "cgroupfs".into(),
-        /// Parent of pods that come without a cgroup_parent.
+        /// Parent of pods that come without a cgroup_parent. With systemd a slice: /crisp stands for crisp.slice.
         default_parent: String = "/crisp".into(),
         /// Refuse to start without the controllers cpu, cpuset, memory and pids, and without device control (BPF).
         /// When false, pods without limits run on such a host, a limit that cannot hold is an error, and where devices

@@ -3,6 +3,7 @@
 pub mod create;
 mod devices;
 pub mod exec;
+mod place;
 pub mod remove;
 mod sources;
 pub mod stop;

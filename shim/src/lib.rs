@@ -20,6 +20,7 @@ pub mod record;
 pub mod recover;
 pub mod server;
 mod setup;
+pub mod systemd;
 pub mod time;
 
 use std::{

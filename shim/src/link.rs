@@ -37,6 +37,8 @@ const SILENT_AFTER: Duration = Duration::from_secs(2);
 pub enum Event {
     /// A container has ended, its log is complete, its exit record is on file.
     Exited(wire::Exit),
+    /// The OOM killer has killed processes of a container, which may run on.
+    OomKilled(wire::OomReport),
     /// The connection is gone: the monitor has ended.
     Gone,
 }
@@ -207,6 +209,9 @@ fn dispatch(inner: &Inner, message: wire::Message, fds: Vec<OwnedFd>, events: &m
     match (message.id, message.body) {
         (0, Some(Body::Exited(exit))) => {
             let _ = events.send(Event::Exited(exit));
+        }
+        (0, Some(Body::OomKilled(report))) => {
+            let _ = events.send(Event::OomKilled(report));
         }
         (0, Some(Body::ExecExited(exit))) => {
             if let Some(waiter) = lock(&inner.waiting).execs.remove(&exit.exec) {

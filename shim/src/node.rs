@@ -7,10 +7,10 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use crisp_runtime::cgroup::{CgroupPath, DeviceProgram};
+use crisp_runtime::cgroup::DeviceProgram;
 
 use crate::{
-    cgroups::Cgroups,
+    cgroups::{Cgroups, parent::Driver},
     config::Config,
     convert::sandbox::{self, SandboxPlan},
     error::{Class, RequestError, Stage},
@@ -179,17 +179,7 @@ impl Node {
     ) -> Result<SandboxRecord, RequestError> {
         let id = Id::random()?;
         let asked = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
-        if asked.ends_with(".slice") {
-            return Err(RequestError::invalid(format!(
-                "linux.cgroup_parent {asked:?} is a systemd slice, and the cgroup driver is cgroupfs"
-            )));
-        }
-        let cgroup_parent = match asked {
-            "" => format!("{}/{id}", self.config.cgroup.default_parent.trim_end_matches('/')),
-            path => path.to_owned(),
-        };
-        CgroupPath::new(&cgroup_parent)
-            .map_err(|error| RequestError::invalid(format!("linux.cgroup_parent: {error}")))?;
+        let cgroup_parent = Driver::of(&self.config.cgroup).pod_parent(&self.config.cgroup, asked, &id)?;
         let hostname = match (config.hostname.as_str(), plan.host_network) {
             ("", _) | (_, true) => host_name()?,
             (hostname, false) => hostname.to_owned(),

@@ -5,10 +5,11 @@
 //! does not know are kept out of its way by serde's defaults on both sides.
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
 };
 
+use crisp_monitor::wire;
 use crisp_proto::runtime::v1 as cri;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -184,10 +185,70 @@ pub struct ContainerRecord {
     pub log_path: String,
     /// Its cgroup, as a path below the cgroup root.
     pub cgroup: String,
+    /// What the OOM killer has done to it.
+    #[serde(default)]
+    pub oom: Option<OomRecord>,
     /// Its first process.
     pub process: Option<ProcessId>,
     /// The OCI runtime spec that it was made from (also what exec'd processes are derived from).
     pub spec: oci_spec::runtime::Spec,
+}
+
+/// OOM kills in a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OomRecord {
+    /// Processes killed.
+    pub kills: u64,
+    /// Whose limit was the cause of the last one.
+    pub level: OomLevel,
+}
+
+/// Whose limit made the OOM killer kill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OomLevel {
+    /// It could not be told.
+    Unknown,
+    /// The container's own.
+    Container,
+    /// The pod's cgroup's.
+    Pod,
+    /// That of a cgroup above the pod's.
+    Ancestor,
+    /// The machine's memory.
+    Host,
+}
+
+impl OomLevel {
+    /// Of a number of the protocol or of an exit record.
+    #[must_use]
+    pub fn of(number: i32) -> Self {
+        match wire::OomLevel::try_from(number) {
+            Ok(wire::OomLevel::Container) => Self::Container,
+            Ok(wire::OomLevel::Pod) => Self::Pod,
+            Ok(wire::OomLevel::Ancestor) => Self::Ancestor,
+            Ok(wire::OomLevel::Host) => Self::Host,
+            Ok(wire::OomLevel::Unknown) | Err(_) => Self::Unknown,
+        }
+    }
+}
+
+impl fmt::Display for OomLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "a memory limit",
+            Self::Container => "the container's memory limit",
+            Self::Pod => "the pod's memory limit",
+            Self::Ancestor => "the memory limit of a cgroup above the pod's",
+            Self::Host => "the machine's memory",
+        })
+    }
+}
+
+impl From<&wire::OomKills> for OomRecord {
+    fn from(kills: &wire::OomKills) -> Self {
+        Self { kills: kills.kills, level: OomLevel::of(kills.level) }
+    }
 }
 
 /// Credentials of a container's first process.

@@ -18,7 +18,7 @@ use crate::{
     link::{Event, Link},
     node::{Node, blocking},
     pod::{SandboxOp, actor::Actor, policy, teardown},
-    record::{self, ContainerPhase, ContainerRecord, PodDir, SandboxPhase, SandboxRecord},
+    record::{self, ContainerPhase, ContainerRecord, OomRecord, PodDir, SandboxPhase, SandboxRecord},
 };
 
 /// How long a monitor may take to say what it knows, before its pod is taken over without it.
@@ -213,6 +213,7 @@ async fn with_monitor(
         },
     };
     record.phase = phase;
+    record.oom = known.and_then(|known| known.oom.as_ref()).map(OomRecord::from).or(record.oom);
     match record.phase {
         ContainerPhase::Exited(_) => drop_cgroup(node, &record),
         // Nobody waits for what the daemon before this one was running in it.
@@ -233,7 +234,7 @@ async fn end_execs(node: &Arc<Node>, record: &ContainerRecord) {
     let ended = blocking(move || {
         for name in task_node.cgroups.children(&path).stage("list execs")? {
             if name.starts_with(exec::PREFIX) {
-                let exec = teardown::cgroup_of(&path, &name);
+                let exec = format!("{path}/{name}");
                 task_node
                     .cgroups
                     .open_cgroup(&exec)

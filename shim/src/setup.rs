@@ -19,13 +19,14 @@ use crisp_runtime::cgroup::DeviceProgram;
 use crisp_sys::mount::{MntFlags, umount2};
 
 use crate::{
-    cgroups::Cgroups,
+    cgroups::{Cgroups, parent::Driver},
     config::Config,
     convert::spec_devices::default_rules,
     error::{RequestError, Stage},
     id::hex,
     node::{Node, Parts, blocking},
     record::StateDir,
+    systemd,
 };
 
 /// Controllers that CRI's limits need.
@@ -117,6 +118,12 @@ fn lock(path: &Path, which: &str) -> Result<File, RequestError> {
 fn cgroups(config: &Config) -> Result<Cgroups, RequestError> {
     let root = Path::new(&config.cgroup.root);
     let cgroups = Cgroups::open(root).stage(format_args!("cgroup.root {}", root.display()))?;
+    if Driver::of(&config.cgroup) == Driver::Systemd && !Path::new(systemd::SOCKET).exists() {
+        return Err(RequestError::precondition(format!(
+            "cgroup.driver: systemd does not run here: there is no {}; set cgroup.driver = \"cgroupfs\"",
+            systemd::SOCKET
+        )));
+    }
     let missing = cgroups.missing(&CONTROLLERS);
     if missing.is_empty() {
         return Ok(cgroups);

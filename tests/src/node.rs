@@ -87,7 +87,11 @@ impl Node {
         let cgroup_root = std::env::var_os("CRISP_CGROUP_ROOT").map(PathBuf::from).or_else(host::cgroup_root);
         let scope = Scope {
             cgroup_root: cgroup_root.context("no cgroup v2 is mounted")?,
-            cgroup_parent: format!("/crisp-test-{}-{number}", std::process::id()),
+            cgroup_parent: match place::under_systemd() {
+                // A dash would make it a slice of a slice.
+                true => format!("/crisptest{}x{number}.slice", std::process::id()),
+                false => format!("/crisp-test-{}-{number}", std::process::id()),
+            },
             folders: vec![
                 (folder.path().join("state"), STATE_DEPTH),
                 (folder.path().join("play"), STATE_DEPTH),
@@ -95,8 +99,11 @@ impl Node {
             ],
             monitor,
         };
-        fs::create_dir(scope.cgroup_root.join(&scope.cgroup_parent[1..]))
-            .context("make the parent cgroup")?;
+        // A slice comes and goes with what is in it.
+        if !place::under_systemd() {
+            fs::create_dir(scope.cgroup_root.join(&scope.cgroup_parent[1..]))
+                .context("make the parent cgroup")?;
+        }
         let node = Self {
             root: shared_root()?.to_path_buf(),
             folder,
@@ -117,7 +124,8 @@ impl Node {
         format!(
             r#"[cgroup]
 root = "{cgroup_root}"
-default_parent = "{cgroup_parent}/default"
+driver = "{driver}"
+default_parent = "{default_parent}"
 require_controllers = {require}
 
 [network]
@@ -133,7 +141,11 @@ cdi_spec_dirs = ["{cdi}/low", "{cdi}/high"]
 {extra}
 "#,
             cgroup_root = self.scope.cgroup_root.display(),
-            cgroup_parent = self.scope.cgroup_parent,
+            driver = if place::under_systemd() { "systemd" } else { "cgroupfs" },
+            default_parent = match place::under_systemd() {
+                true => self.scope.cgroup_parent.clone(),
+                false => self.cgroup_below("default"),
+            },
             require = place::has_controllers(),
             hosts = self.registry_hosts().display(),
             cdi = self.cdi().display(),
@@ -218,6 +230,15 @@ cdi_spec_dirs = ["{cdi}/low", "{cdi}/high"]
         &self.scope
     }
 
+    /// Path of the cgroup, or the slice, `name` below this node's own.
+    pub fn cgroup_below(&self, name: &str) -> String {
+        let parent = &self.scope.cgroup_parent;
+        match parent.strip_suffix(".slice") {
+            Some(stem) => format!("{parent}{stem}-{}.slice", name.replace('-', "_")),
+            None => format!("{parent}/{name}"),
+        }
+    }
+
     /// The folder of a cgroup below the cgroup root.
     pub fn cgroup(&self, path: &str) -> PathBuf {
         self.scope.cgroup_root.join(path.trim_start_matches('/'))
@@ -287,7 +308,10 @@ cdi_spec_dirs = ["{cdi}/low", "{cdi}/high"]
             self.stop()?;
         }
         let parent = self.cgroup(&self.scope.cgroup_parent.clone());
-        fs::remove_dir(&parent).with_context(|| format!("remove {}", parent.display()))
+        match fs::remove_dir(&parent) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && place::under_systemd() => Ok(()),
+            removed => removed.with_context(|| format!("remove {}", parent.display())),
+        }
     }
 }
 

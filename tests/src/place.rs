@@ -82,6 +82,11 @@ pub fn has_controllers() -> bool {
     host::cgroup_root().is_some() && missing_controllers().is_none()
 }
 
+/// Whether the node's process 1 is systemd, and crisp is to have it make the cgroups (hack/systemd).
+pub fn under_systemd() -> bool {
+    env::var("CRISP_CGROUP_DRIVER").is_ok_and(|driver| driver == "systemd")
+}
+
 /// The repository.
 pub fn top() -> PathBuf {
     let built_in = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -104,8 +104,14 @@ mod tests {
 
     #[test]
     fn the_whole_state_of_a_pod_comes_back_as_it_went() {
-        let exit =
-            Exit { container: "a".into(), code: -1, nanos: i64::MIN, oom_killed: true, started_nanos: 3 };
+        let exit = Exit {
+            container: "a".into(),
+            code: -1,
+            nanos: i64::MIN,
+            oom_killed: true,
+            started_nanos: 3,
+            oom: Some(OomKills { kills: 2, level: OomLevel::Pod.into() }),
+        };
         let pid = Pid { pid: 4_194_304, start_ticks: u64::MAX };
         let state = |name: &str, exit| ContainerState {
             container: name.into(),
@@ -113,6 +119,7 @@ mod tests {
             started_nanos: 1,
             exit,
             log_dropped: 9,
+            oom: Some(OomKills { kills: 2, level: OomLevel::Host.into() }),
         };
         let containers = vec![state("a", Some(exit)), state("b", None)];
         let message = Message {

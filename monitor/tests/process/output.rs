@@ -21,7 +21,8 @@ fn output_is_in_the_log_and_the_exit_on_record_when_the_event_comes() {
     assert_eq!(written(&log, "stdout"), b"out\nrest");
     assert_eq!(written(&log, "stderr"), b"err\n");
     assert!(log.contains(&line("stdout", "P", "rest")));
-    let record = ExitRecord { code: 3, nanos: exit.nanos, started_nanos: started, oom_killed: false };
+    let record =
+        ExitRecord { code: 3, nanos: exit.nanos, started_nanos: started, oom_killed: false, oom_level: 0 };
     assert_eq!(pod.record("c1"), Some(record));
     assert!(!alive(pid.pid));
     daemon.remove("c1");

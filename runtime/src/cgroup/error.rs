@@ -24,8 +24,10 @@ pub enum CgroupError {
         reason: &'static str,
     },
     /// A limit needs a controller that this cgroup does not have.
-    #[error("{file}: the cgroup v2 controller {controller:?} is not available")]
+    #[error("{field}: {file}: the cgroup v2 controller {controller:?} is not available")]
     MissingController {
+        /// What it was asked for with.
+        field: String,
         /// The controller's name.
         controller: String,
         /// The file that would hold the limit.
@@ -34,10 +36,22 @@ pub enum CgroupError {
     /// A limit that makes no sense.
     #[error("{field}: {reason}")]
     Invalid {
-        /// The field of [`super::Resources`].
+        /// What it was asked for with, in CRI's words.
         field: String,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The kernel refused a limit.
+    #[error("{field}: write {value:?} to {}: {}", .file.display(), text(*.errno))]
+    Limit {
+        /// What it was asked for with.
+        field: String,
+        /// The file.
+        file: PathBuf,
+        /// The value.
+        value: String,
+        /// The kernel's answer.
+        errno: Errno,
     },
     /// The kernel refused a value.
     #[error("write {value:?} to {}: {}", .file.display(), text(*.errno))]
@@ -74,6 +88,18 @@ impl CgroupError {
         match self {
             Self::Sys(error) => matches!(error.errno, Errno::ENOENT | Errno::ENODEV),
             Self::Write { errno, .. } => matches!(errno, Errno::ENOENT | Errno::ENODEV),
+            _ => false,
+        }
+    }
+
+    /// Whether a limit was refused for its value, or because there is nothing here that could hold it.
+    pub fn is_value(&self) -> bool {
+        match self {
+            Self::MissingController { .. } | Self::Invalid { .. } => true,
+            Self::Limit { errno, .. } => matches!(
+                errno,
+                Errno::EINVAL | Errno::ERANGE | Errno::ENOENT | Errno::ENODEV | Errno::EOPNOTSUPP
+            ),
             _ => false,
         }
     }

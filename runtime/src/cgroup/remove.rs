@@ -4,8 +4,9 @@
 
 use super::CgroupError;
 use super::files;
-use crisp_sys::poll::Poll;
+use crisp_sys::poll::{Interest, Poll};
 use crisp_sys::{Errno, SysError};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -105,4 +106,31 @@ fn wait_until_empty(location: &Path, deadline: Instant) -> Result<(), CgroupErro
         }
         poll.wait(&mut events, Some(left))?;
     }
+}
+
+/// Waits until the cgroup at `location` is gone, until `deadline` at most.
+pub(super) fn wait_until_gone(location: &Path, deadline: Instant) -> Result<bool, CgroupError> {
+    let gone = || !location.exists();
+    let Some(parent) = location.parent() else { return Ok(gone()) };
+    let sys = |call| move |errno| CgroupError::sys(call, parent, errno);
+    let watcher =
+        Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(sys("inotify_init"))?;
+    match watcher.add_watch(parent, AddWatchFlags::IN_DELETE | AddWatchFlags::IN_DELETE_SELF) {
+        Err(Errno::ENOENT) => return Ok(true),
+        watched => watched.map_err(sys("inotify_add_watch")).map(drop)?,
+    }
+    let poll = Poll::new()?;
+    poll.add(watcher.as_fd(), 0, Interest::Read)?;
+    let mut events = Vec::new();
+    // Looked at after the watch was set: what goes away from here on is told.
+    while !gone() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        poll.wait(&mut events, Some(left))?;
+        // What it says does not matter; reading makes it wait for the next one.
+        let _heard = watcher.read_events();
+    }
+    Ok(true)
 }

@@ -58,7 +58,8 @@ fn a_limit_without_its_controller_is_an_error_that_names_it() {
     if !hierarchy.missing(&["memory"]).is_empty() {
         let cgroup = hierarchy.create(&top("limit"), "web").unwrap();
         let error = cgroup.apply(&Resources { memory_limit: 1 << 20, ..Resources::default() }).unwrap_err();
-        let text = "memory.swap.max: the cgroup v2 controller \"memory\" is not available";
+        let text =
+            "memory_limit_in_bytes: memory.swap.max: the cgroup v2 controller \"memory\" is not available";
         assert_eq!(error.to_string(), text);
         cgroup.apply(&Resources::default()).unwrap();
         hierarchy.open_cgroup(&top("limit")).unwrap().remove(Duration::ZERO).unwrap();

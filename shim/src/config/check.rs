@@ -4,6 +4,8 @@ use std::path::Path;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use crate::systemd::unit::slice_for;
+
 use super::{CgroupConfig, Config, ContainerConfig, ImageConfig, NetworkConfig};
 
 /// Bytes of an interface name without the NUL (kernel: IFNAMSIZ).
@@ -54,11 +56,16 @@ impl CgroupConfig {
             problems
                 .push("cgroup.default_parent: the root itself is not crisp's to make and remove".to_owned());
         }
-        if self.driver != "cgroupfs" {
-            problems.push(format!(
-                "cgroup.driver: {:?} is not supported; the only one is \"cgroupfs\"",
-                self.driver
-            ));
+        match self.driver.as_str() {
+            "cgroupfs" => {}
+            "systemd" => {
+                if let Err(reason) = slice_for(&self.default_parent) {
+                    problems.push(format!("cgroup.default_parent: {:?}: {reason}", self.default_parent));
+                }
+            }
+            other => {
+                problems.push(format!("cgroup.driver: {other:?} is neither \"cgroupfs\" nor \"systemd\""));
+            }
         }
     }
 }

@@ -54,11 +54,11 @@ fn an_unknown_key_is_named_with_its_path_and_the_nearest_one() {
 
 #[test]
 fn every_problem_is_reported_at_once() {
-    let found = problems("rot = 1\nlog = 7\n[cgroup]\nrequire_controllers = \"yes\"\ndriver = \"systemd\"\n");
+    let found = problems("rot = 1\nlog = 7\n[cgroup]\nrequire_controllers = \"yes\"\ndriver = \"sytemd\"\n");
     assert_eq!(found.len(), 4, "{found:#?}");
     assert!(found.iter().any(|p| p.starts_with("line 2: log: invalid type: integer `7`")), "{found:#?}");
     assert!(found.iter().any(|p| p.starts_with("line 4: cgroup.require_controllers: ")), "{found:#?}");
-    assert!(found.iter().any(|p| p.contains("cgroup.driver: \"systemd\" is not supported")), "{found:#?}");
+    assert!(found.iter().any(|p| p.contains("cgroup.driver: \"sytemd\" is neither")), "{found:#?}");
 }
 
 #[test]
@@ -75,6 +75,7 @@ fn values_that_cannot_work_are_refused() {
         ("state = \"/run/../etc\"", "state:"),
         ("state = \"/var/lib/crisp\"", "state:"),
         ("monitor = \"crisp-monitor\"", "monitor:"),
+        ("[cgroup]\ndriver = \"systemd\"\ndefault_parent = \"/a-\"", "cgroup.default_parent:"),
         ("[network]\nipv4 = \"10.0.0.0\"", "network.ipv4:"),
         ("[network]\nipv4 = \"\"\nipv6 = \"\"", "network.ipv4:"),
         ("[network]\nmtu = 9", "network.mtu:"),

@@ -15,17 +15,18 @@ use crisp_monitor::{
 };
 use crisp_proto::runtime::v1 as cri;
 use crisp_runtime::{
+    cgroup::Resources,
     oci,
     user::{self, GroupPolicy, UserSpec, Who},
 };
 use crisp_sys::fd::memfd_create_sealed;
 
 use super::{
-    devices, remove,
+    devices, place, remove,
     sources::{self, ImageVolumes},
 };
 use crate::{
-    cdi,
+    cdi, cgroups,
     convert::{
         resources, seccomp, signal,
         spec::{self, PidMode, SpecInput},
@@ -34,7 +35,7 @@ use crate::{
     id::Id,
     link::Link,
     node::{Node, blocking},
-    pod::{View, teardown::cgroup_of},
+    pod::View,
     record::{self, ContainerPhase, ContainerRecord, ProcessId, SandboxRecord, UserRecord},
     time::{Stopwatch, now_nanos},
 };
@@ -43,8 +44,10 @@ use crate::{
 struct Prepared {
     record: ContainerRecord,
     call: wire::Create,
-    /// Plan, cgroup, exit record, root mount, mount sources: the order that the monitor expects.
+    /// Plan, cgroup (unless held), exit record, root mount, mount sources: the order that the monitor expects.
     fds: Vec<OwnedFd>,
+    /// Put on the scope that is made around a held process.
+    limits: Resources,
 }
 
 /// The images that a container needs.
@@ -107,7 +110,7 @@ fn check_target(view: &View, id: &str) -> Result<(), RequestError> {
 
 async fn undo(node: &Arc<Node>, link: &Link, sandbox: &SandboxRecord, id: &Id) {
     let _ = link.call(Call::Remove(ContainerRef { container: id.to_string() }), &[]).await;
-    let cgroup = cgroup_of(&sandbox.cgroup_parent, id.as_str());
+    let cgroup = cgroups::leaf(&sandbox.cgroup_parent, id.as_str());
     if let Err(error) = remove::traces(node, &sandbox.id, id, &cgroup).await {
         tracing::error!(container = %id, %error, "a failed container could not be undone; the next start tries again");
     }
@@ -136,7 +139,7 @@ fn prepare(
     node.lsm.check_selinux(security.selinux_options.as_ref())?;
     node.lsm.check_relabelling(&config.mounts)?;
     fs::create_dir(dir.container(id)).stage("make its directory")?;
-    let wanted = resources::resources(config.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?;
+    let limits = resources::resources(config.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?;
     let snapshot =
         node.store.prepare(image, &volumes.images(), id.as_str()).stage("make its writable layer")?;
     let root = snapshot.mount(false).stage("mount its root")?;
@@ -152,14 +155,14 @@ fn prepare(
         oci::plan(&record.spec, &oci::PlanInput { staging: node.state.staging() }).stage("plan")?;
     watch.lap("user, spec, record, plan");
     let ready = sources::open(node, id, &record.config, volumes)?;
-    let cgroup = node.cgroups.create_in(&sandbox.cgroup_parent, id.as_str()).stage("make its cgroup")?;
-    cgroup.apply(&wanted).stage("linux.resources")?;
-    devices::control(node, &cgroup, &record.spec)?;
+    let hold = cgroups::is_slice(&sandbox.cgroup_parent);
+    let cgroup = if hold { None } else { Some(place::make(node, &record, &limits)?) };
     watch.lap("cgroup");
     let sources = planned.open_sources(ready, &no_namespace).stage("open the sources of its mounts")?;
     let plan = memfd_create_sealed("plan", &prost::Message::encode_to_vec(&planned.plan)).stage("plan")?;
     let exit = exits::create(&dir.container_exit(id)).stage("exit record")?;
-    let fds = [plan, cgroup.dir, exit.into(), root].into_iter().chain(sources).collect();
+    let own = [Some(plan), cgroup.map(|cgroup| cgroup.dir), Some(exit.into()), Some(root)];
+    let fds = own.into_iter().flatten().chain(sources).collect();
     watch.lap("sources, exit record");
     let call = wire::Create {
         container: id.to_string(),
@@ -178,14 +181,14 @@ fn prepare(
         log_path: record.config.log_path.clone(),
         log_line_bytes: node.config.container.log_line_bytes,
         stdin: record.config.stdin,
-        hold: false,
+        hold,
         stdin_once: record.config.stdin_once,
         target: match pid {
             PidMode::Target => target_id(&record.config),
             PidMode::Pod | PidMode::Container | PidMode::Host => String::new(),
         },
     };
-    Ok(Prepared { record, call, fds })
+    Ok(Prepared { record, call, fds, limits })
 }
 
 fn resolve_user(
@@ -281,15 +284,16 @@ fn new_record(
         user,
         stop_signal: signal::stop_signal(config.stop_signal, image.config.stop_signal.as_deref())?,
         log_path,
-        cgroup: cgroup_of(&sandbox.cgroup_parent, id.as_str()),
+        cgroup: cgroups::leaf(&sandbox.cgroup_parent, id.as_str()),
         process: None,
+        oom: None,
         spec,
         config,
     })
 }
 
-async fn clone(node: &Node, link: &Link, prepared: Prepared) -> Result<ContainerRecord, RequestError> {
-    let Prepared { mut record, call, fds } = prepared;
+async fn clone(node: &Arc<Node>, link: &Link, prepared: Prepared) -> Result<ContainerRecord, RequestError> {
+    let Prepared { mut record, call, fds, limits } = prepared;
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     if borrowed.len() > wire::MAX_FDS {
         return Err(RequestError::invalid(format!(
@@ -299,7 +303,12 @@ async fn clone(node: &Node, link: &Link, prepared: Prepared) -> Result<Container
         )));
     }
     let mut watch = Stopwatch::start("container cloned");
-    let (Body::Created(pid), _) = link.call(Call::Create(call), &borrowed).await? else {
+    let mut answer = link.call(Call::Create(call), &borrowed).await?.0;
+    if let Body::Held(pid) = answer {
+        watch.lap("held");
+        answer = place::around(node, link, &record, pid.pid, limits).await?;
+    }
+    let Body::Created(pid) = answer else {
         return Err(RequestError::unknown("the monitor answered something else than it was asked"));
     };
     watch.lap("monitor");

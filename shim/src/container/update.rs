@@ -6,7 +6,7 @@ use crisp_proto::runtime::v1 as cri;
 
 use crate::{
     convert::resources,
-    error::{RequestError, Stage},
+    error::RequestError,
     node::{Node, blocking},
     record::ContainerRecord,
 };
@@ -25,6 +25,6 @@ pub async fn resources(
     let limits = resources::resources(Some(&merged))?;
     let (node, path, stage) =
         (node.clone(), record.cgroup.clone(), format!("update container {}", record.id.short(12)));
-    blocking(move || node.cgroups.open_cgroup(&path).stage(&stage)?.apply(&limits).stage(stage)).await?;
+    blocking(move || node.cgroups.update(&path, &limits)).await.map_err(|error| error.at(stage))?;
     Ok(merged)
 }

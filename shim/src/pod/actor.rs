@@ -198,6 +198,7 @@ impl Actor {
                 biased;
                 event = self.events.recv(), if listening => match event {
                     Some(Event::Exited(exit)) => self.container_exited(&exit),
+                    Some(Event::OomKilled(report)) => self.oom_killed(&report),
                     Some(Event::Gone) => self.monitor_gone(),
                     None => listening = false,
                 },

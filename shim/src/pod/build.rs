@@ -15,18 +15,20 @@ use std::{
     sync::Arc,
 };
 
-use crisp_monitor::wire::{Body, Call, StartInit};
+use crisp_monitor::wire::{Body, Call, Placed, StartInit};
 use crisp_netns::{
     ipam::Lease,
     namespaces::{self, Created, Pins},
     network::AttachRequest,
     sysctl::Sysctl,
 };
+use crisp_runtime::cgroup::Resources;
 use crisp_sys::mount::{self, MountAttr};
 use tokio::sync::mpsc;
 
 use super::teardown;
 use crate::{
+    cgroups::{self, parent::Driver},
     convert::sandbox::{SandboxPlan, resolv_conf},
     error::{RequestError, Stage},
     link::{Event, Link},
@@ -117,7 +119,11 @@ async fn undo(node: &Arc<Node>, record: &SandboxRecord) {
 
 type Connected = (Link, mpsc::UnboundedReceiver<Event>, Option<ProcessId>);
 
-async fn connect(node: &Node, record: &SandboxRecord, shared_pid: bool) -> Result<Connected, RequestError> {
+async fn connect(
+    node: &Arc<Node>,
+    record: &SandboxRecord,
+    shared_pid: bool,
+) -> Result<Connected, RequestError> {
     let mut watch = Stopwatch::start("sandbox connected");
     let (link, events, _) = Link::connect(&node.state.pod(&record.id).socket()).await?;
     watch.lap("hello");
@@ -131,14 +137,27 @@ async fn connect(node: &Node, record: &SandboxRecord, shared_pid: bool) -> Resul
 
 /// The init of a shared PID namespace, in a leaf cgroup that carries the sandbox's id: a pod's own cgroup may
 /// hold no process (cgroup-v2.rst, "no internal processes").
-async fn start_init(node: &Node, record: &SandboxRecord, link: &Link) -> Result<ProcessId, RequestError> {
-    let cgroup = node
-        .cgroups
-        .create_in(&record.cgroup_parent, record.id.as_str())
-        .stage("make the cgroup of the pod's init")?;
-    let call =
-        Call::StartInit(StartInit { oom_score_adj: INIT_OOM_SCORE_ADJ, hold: false, user_namespace: false });
-    match link.call(call, &[cgroup.as_fd()]).await?.0 {
+async fn start_init(
+    node: &Arc<Node>,
+    record: &SandboxRecord,
+    link: &Link,
+) -> Result<ProcessId, RequestError> {
+    let stage = "make the cgroup of the pod's init";
+    let hold = cgroups::is_slice(&record.cgroup_parent);
+    let call = Call::StartInit(StartInit { oom_score_adj: INIT_OOM_SCORE_ADJ, hold, user_namespace: false });
+    let answer = if hold {
+        let (Body::Held(pid), _) = link.call(call, &[]).await? else {
+            return Err(RequestError::unknown("the monitor does not hold the pod's init"));
+        };
+        let (task_node, path) = (node.clone(), cgroups::leaf(&record.cgroup_parent, record.id.as_str()));
+        let scope = blocking(move || task_node.cgroups.start_scope(&path, pid.pid, &Resources::default()));
+        let scope = scope.await.map_err(|error| error.at(stage))?;
+        link.call(Call::Placed(Placed { container: String::new() }), &[scope.as_fd()]).await?.0
+    } else {
+        let cgroup = node.cgroups.create_in(&record.cgroup_parent, record.id.as_str()).stage(stage)?;
+        link.call(call, &[cgroup.as_fd()]).await?.0
+    };
+    match answer {
         Body::Init(pid) => Ok(ProcessId { pid: pid.pid, start_ticks: pid.start_ticks }),
         _ => Err(RequestError::unknown("the monitor answered something else than it was asked")),
     }
@@ -162,10 +181,10 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
         ipv6: lease.v6,
     });
     // The default parent is crisp's own: whoever is the last to leave removes it.
-    let default = node.config.cgroup.default_parent.trim_end_matches('/');
+    let default = Driver::of(&node.config.cgroup).default_parent(&node.config.cgroup)?;
     record.cgroup_made =
-        match record.cgroup_parent.strip_prefix(default).is_some_and(|rest| rest.starts_with('/')) {
-            true => Some(default.to_owned()),
+        match record.cgroup_parent.strip_prefix(&default).is_some_and(|rest| rest.starts_with('/')) {
+            true => Some(default),
             false => node.cgroups.topmost_missing(&record.cgroup_parent).stage("cgroup_parent")?,
         };
     record::write(&dir.record(), record).stage("building")?;

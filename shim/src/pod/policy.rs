@@ -3,7 +3,7 @@
 use super::ContainerOp;
 use crate::{
     error::RequestError,
-    record::{ContainerPhase, Exit},
+    record::{ContainerPhase, Exit, OomLevel},
 };
 use crisp_monitor::wire;
 
@@ -40,9 +40,11 @@ pub fn container(op: &ContainerOp, phase: &ContainerPhase, usable: bool) -> Verd
 /// What an end that the monitor reports means in CRI's words.
 #[must_use]
 pub fn exit(report: &wire::Exit) -> Exit {
+    let level = report.oom.map_or(OomLevel::Unknown, |oom| OomLevel::of(oom.level));
+    let killed = format!("a process of the container was killed for memory: {level} was reached");
     let (reason, message) = match (report.started_nanos, report.oom_killed, report.code) {
         (0, _, _) => ("StartError", "the container ended before its program was executed"),
-        (_, true, _) => ("OOMKilled", "a process of the container was killed for reaching its memory limit"),
+        (_, true, _) => ("OOMKilled", killed.as_str()),
         (_, false, 0) => ("Completed", ""),
         (_, false, _) => ("Error", ""),
     };
@@ -133,6 +135,7 @@ mod tests {
             nanos: 9,
             oom_killed,
             started_nanos,
+            oom: None,
         };
         for (report, reason) in [
             (end(0, false, 1), "Completed"),

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::{build, policy};
 use crate::{
+    cgroups::leaf,
     error::{RequestError, Stage},
     link::Link,
     node::{Node, blocking},
@@ -66,7 +67,7 @@ async fn end_monitor(node: &Arc<Node>, record: &SandboxRecord, link: Option<&Lin
 
 /// Kills everything below the sandbox's cgroups that carries its ids; the monitor is in none of them.
 fn kill_cgroups(node: &Node, record: &SandboxRecord) {
-    let own = cgroup_of(&record.cgroup_parent, record.id.as_str());
+    let own = leaf(&record.cgroup_parent, record.id.as_str());
     if let Ok(cgroup) = node.cgroups.open_cgroup(&own)
         && let Err(error) = cgroup.kill()
     {
@@ -94,12 +95,6 @@ fn kill_monitor(record: &SandboxRecord) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// A cgroup's path from its parent's and its name.
-#[must_use]
-pub fn cgroup_of(parent: &str, name: &str) -> String {
-    format!("{}/{name}", parent.trim_end_matches('/'))
-}
-
 fn release(node: &Node, record: &SandboxRecord) -> Result<(), RequestError> {
     let dir = node.state.pod(&record.id);
     // Deleting a link waits some 30 ms for readers in the kernel; everything else is done meanwhile.
@@ -124,7 +119,7 @@ fn release_local(node: &Node, record: &SandboxRecord, dir: &PodDir) -> Result<()
     namespaces::unpin(&build::pins(node, record)).stage("namespace pins")?;
     unmount(&dir.shm())?;
     remove_file(&dir.socket())?;
-    let init = cgroup_of(&record.cgroup_parent, record.id.as_str());
+    let init = leaf(&record.cgroup_parent, record.id.as_str());
     node.cgroups.remove(&init).stage("the pod init's cgroup")
 }
 
@@ -154,7 +149,7 @@ pub async fn forget(node: &Arc<Node>, record: &SandboxRecord) -> Result<(), Requ
     let (node, record) = (node.clone(), record.clone());
     blocking(move || {
         if let Some(made) = &record.cgroup_made {
-            node.cgroups.remove_made(&record.cgroup_parent, made).stage("cgroup_parent")?;
+            node.cgroups.remove_made(&record.cgroup_parent, made)?;
         }
         let dir = node.state.pod(&record.id);
         match fs::remove_dir_all(dir.path()) {
@@ -182,6 +177,7 @@ pub fn exit_without_monitor(node: &Node, dir: &PodDir, record: &ContainerRecord)
             nanos: exit.nanos,
             oom_killed: exit.oom_killed,
             started_nanos: exit.started_nanos,
+            oom: exit.oom_killed.then_some(wire::OomKills { kills: 1, level: exit.oom_level }),
         }),
         Ok(None) => match record.phase {
             ContainerPhase::Running { started_nanos } => policy::lost(started_nanos, now_nanos()),

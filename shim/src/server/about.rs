@@ -3,7 +3,7 @@
 use crisp_proto::runtime::v1 as cri;
 
 use super::info;
-use crate::{error::RequestError, node::Node};
+use crate::{cgroups::parent::Driver, error::RequestError, node::Node};
 
 /// The name that Kubernetes shows: `crisp://<container id>`.
 const RUNTIME_NAME: &str = "crisp";
@@ -38,8 +38,12 @@ pub(super) fn status(node: &Node, verbose: bool) -> cri::StatusResponse {
     }
 }
 
-pub(super) fn config() -> cri::RuntimeConfigResponse {
-    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+pub(super) fn config(node: &Node) -> cri::RuntimeConfigResponse {
+    let driver = match Driver::of(&node.config.cgroup) {
+        Driver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+        Driver::Systemd => cri::CgroupDriver::Systemd,
+    };
+    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
     cri::RuntimeConfigResponse { linux: Some(linux) }
 }
 

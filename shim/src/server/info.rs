@@ -75,6 +75,7 @@ pub(super) fn container(node: &Node, record: &ContainerRecord) -> HashMap<String
             "sandboxID": record.sandbox,
             "pid": pid,
             "cgroupPath": record.cgroup,
+            "oom": record.oom,
             "cgroupRoot": node.config.cgroup.root,
             "snapshotKey": record.id,
             "snapshotter": "overlayfs",

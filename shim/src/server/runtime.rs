@@ -75,7 +75,7 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<cri::RuntimeConfigRequest>,
     ) -> Answer<cri::RuntimeConfigResponse> {
-        ok(about::config())
+        ok(about::config(&self.node))
     }
 
     async fn update_runtime_config(

@@ -20,7 +20,7 @@ pub struct Pod {
 impl Node {
     /// A sandbox configuration for this node, in a cgroup of its own below the node's.
     pub fn pod_config(&self, name: &str) -> cri::PodSandboxConfig {
-        let parent = format!("{}/pod-{name}", self.scope.cgroup_parent);
+        let parent = self.cgroup_below(&format!("pod-{name}"));
         crate::cri::pod_config(name, &parent, &self.logs())
     }
 

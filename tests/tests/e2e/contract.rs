@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::{container_config, image, refused, together};
 use crisp_tests::node::Node;
+use crisp_tests::place;
 use tonic::Code;
 
 use crate::case::Case;
@@ -61,7 +62,11 @@ fn version_status_and_config(node: &mut Node) -> Result<()> {
 
     let driver =
         node.cri().runtime_config(cri::RuntimeConfigRequest::default())?.linux.context("no linux part")?;
-    ensure!(driver.cgroup_driver() == cri::CgroupDriver::Cgroupfs, "{driver:?}");
+    let expected = match place::under_systemd() {
+        true => cri::CgroupDriver::Systemd,
+        false => cri::CgroupDriver::Cgroupfs,
+    };
+    ensure!(driver.cgroup_driver() == expected, "{driver:?}");
     node.cri().update_runtime_config(cri::UpdateRuntimeConfigRequest::default())?;
     node.cri().image_fs_info(cri::ImageFsInfoRequest::default())?;
     Ok(())

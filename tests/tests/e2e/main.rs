@@ -9,6 +9,7 @@
 mod apparmor;
 mod case;
 mod cdi;
+mod cgroups;
 mod container;
 mod contract;
 mod credentials;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         crictl::CASES,
         logs::CASES,
         network::CASES,
+        cgroups::CASES,
         limits::CASES,
         reports::CASES,
         pulls::CASES,

@@ -1,6 +1,6 @@
-//! What the monitor asks of a container's cgroup: is it empty, kill it, how often did the OOM killer strike.
-//! All through the directory's descriptor. A host whose controllers are not in cgroup v2 has no `memory.events`,
-//! and a cgroup that was removed has no files: both read as "nothing", never as an error.
+//! What the monitor asks of a container's cgroup: is it empty, kill it.
+//! All through the directory's descriptor. A cgroup that was removed has no files: that reads as
+//! "nothing", never as an error.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -19,12 +19,9 @@ pub(crate) fn kill(cgroup: BorrowedFd<'_>) -> Result<(), Errno> {
     write(file.as_fd(), b"1").map(|_| ())
 }
 
-/// OOM kills counted so far in the cgroup and those below it: `oom_kill` of `memory.events`.
-pub(crate) fn oom_kills(cgroup: BorrowedFd<'_>) -> u64 {
-    let Ok(file) = openat(cgroup, "memory.events", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) else {
-        return 0;
-    };
-    read_key(file.as_fd(), b"oom_kill").unwrap_or(0)
+/// Opens one of its files to read.
+pub(crate) fn open(cgroup: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    openat(cgroup, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// `cgroup.events`: can be waited on (`EPOLLPRI`) and asked.
@@ -34,7 +31,7 @@ pub(crate) struct CgroupEvents(OwnedFd);
 impl CgroupEvents {
     /// `None` when the cgroup is gone.
     pub(crate) fn open(cgroup: BorrowedFd<'_>) -> Option<Self> {
-        openat(cgroup, "cgroup.events", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok().map(Self)
+        open(cgroup, "cgroup.events").ok().map(Self)
     }
 
     /// Whether a process lives in the cgroup or below. Reading arms the next notification.
@@ -50,7 +47,7 @@ impl AsFd for CgroupEvents {
 }
 
 /// The number behind `key` in a "flat keyed" file (kernel doc: cgroup-v2, "Interface files").
-fn read_key(file: BorrowedFd<'_>, key: &[u8]) -> Option<u64> {
+pub(crate) fn read_key(file: BorrowedFd<'_>, key: &[u8]) -> Option<u64> {
     let mut buffer = [0; 1024];
     let length = pread(file, &mut buffer, 0).ok()?;
     parse_key(&buffer[..length], key)
@@ -81,7 +78,6 @@ mod tests {
     fn a_directory_without_the_files_reads_as_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let fd = std::fs::File::open(dir.path()).unwrap();
-        assert_eq!(oom_kills(fd.as_fd()), 0);
         assert!(CgroupEvents::open(fd.as_fd()).is_none());
         assert_eq!(kill(fd.as_fd()), Err(Errno::ENOENT));
     }

@@ -10,12 +10,15 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use crisp_monitor::wire::{ContainerState, Exit, Pid, PidNamespace};
+use crisp_monitor::wire::{ContainerState, Exit, OomKills, Pid, PidNamespace};
+
+use crisp_sys::poll::Poll;
 
 use crate::attach::Outlet;
 use crate::cgroup::{self, CgroupEvents};
 use crate::launched::Launched;
 use crate::log::{ContainerLog, Stream};
+use crate::oom::OomWatch;
 
 /// Who waits for an answer: a connection and its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +105,7 @@ impl Pipes {
 pub(crate) struct End {
     pub(crate) code: i32,
     pub(crate) nanos: i64,
-    pub(crate) oom_killed: bool,
+    pub(crate) oom: Option<OomKills>,
 }
 
 /// What the kernel keeps for a container that has not ended.
@@ -120,8 +123,8 @@ pub(crate) struct Life {
     /// Streams that are not read from, because an attached client is behind: output, errors.
     pub(crate) paused: [bool; 2],
     pub(crate) log: ContainerLog,
-    /// OOM kills of the cgroup when the container was created.
-    pub(crate) oom_kills: u64,
+    /// `None` while held, and without the memory controller.
+    pub(crate) oom: Option<OomWatch>,
     /// Set when the first process was reaped.
     pub(crate) end: Option<End>,
 }
@@ -134,9 +137,25 @@ impl Life {
         }
     }
 
-    /// OOM kills counted in the cgroup so far.
-    pub(crate) fn count_oom_kills(&self) -> u64 {
-        self.cgroup.as_ref().map_or(0, |dir| cgroup::oom_kills(dir.as_fd()))
+    /// Looks for OOM kills; whether there are more than at the last look.
+    pub(crate) fn look_for_oom(&mut self) -> bool {
+        match (&self.cgroup, &mut self.oom) {
+            (Some(dir), Some(watch)) => watch.look(dir.as_fd()),
+            _ => false,
+        }
+    }
+
+    /// Takes what is watched of its cgroup out of the loop.
+    pub(crate) fn unwatch(&self, poll: &Poll) {
+        let files = [self.cgroup_events.as_ref().map(AsFd::as_fd), self.oom.as_ref().map(AsFd::as_fd)];
+        for file in files.into_iter().flatten() {
+            let _ = poll.remove(file);
+        }
+    }
+
+    /// OOM kills so far.
+    pub(crate) fn oom_kills(&self) -> Option<OomKills> {
+        self.oom.as_ref().and_then(OomWatch::so_far)
     }
 }
 
@@ -169,6 +188,7 @@ impl Container {
             pid: Some(self.pid),
             started_nanos: self.started_nanos,
             exit: self.exit.clone(),
+            oom: self.exit.as_ref().map_or_else(|| self.life.as_ref()?.oom_kills(), |exit| exit.oom),
             log_dropped: self.life.as_ref().map_or(self.log_dropped, |life| life.log.dropped()),
         }
     }

@@ -15,6 +15,7 @@ mod connection;
 mod container;
 mod launched;
 mod log;
+mod oom;
 mod pod;
 mod process;
 mod refusal;

@@ -181,6 +181,7 @@ impl Pod {
             Kind::AttachStdin => self.on_client_input(serial),
             Kind::AttachStdout => self.on_client_room(serial, Stream::Stdout, event),
             Kind::AttachStderr => self.on_client_room(serial, Stream::Stderr, event),
+            Kind::Oom => self.on_oom(),
         }
     }
 

@@ -38,12 +38,14 @@ pub(crate) enum Kind {
     AttachStdout,
     /// The same of its errors.
     AttachStderr,
+    /// A container's `memory.events` changed.
+    Oom,
 }
 
 /// Bits for the kind.
 const KIND_BITS: u32 = 5;
 
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 17] = [
     Kind::Listener,
     Kind::Connection,
     Kind::ContainerPid,
@@ -60,6 +62,7 @@ const KINDS: [Kind; 16] = [
     Kind::AttachStdin,
     Kind::AttachStdout,
     Kind::AttachStderr,
+    Kind::Oom,
 ];
 
 /// A [`Kind`] and whose.

@@ -18,7 +18,7 @@ use crate::{
     id::Id,
     node::blocking,
     pod::policy::{self, Verdict},
-    record::{ContainerPhase, ContainerRecord, Exit},
+    record::{ContainerPhase, ContainerRecord, Exit, OomRecord},
     time::now_nanos,
 };
 
@@ -246,6 +246,15 @@ impl Actor {
         recorded
     }
 
+    /// As [`Self::end`], with what the monitor knows besides.
+    fn end_reported(&self, id: &Id, report: &wire::Exit) -> Result<(), RequestError> {
+        if let Some(oom) = &report.oom {
+            let oom = OomRecord::from(oom);
+            self.change_container(id, |record| record.oom = Some(oom))?;
+        }
+        self.end(id, policy::exit(report))
+    }
+
     /// A container is over: its record says so, and who listens is told, once and after its start.
     pub(super) fn end(&self, id: &Id, exit: Exit) -> Result<(), RequestError> {
         if let ContainerPhase::Exited(_) = self.pod.container(id)?.phase {
@@ -294,6 +303,22 @@ impl Actor {
         self.finish_container(id, result);
     }
 
+    /// The OOM killer was at work; the container may run on.
+    pub(super) fn oom_killed(&mut self, report: &wire::OomReport) {
+        let Some(oom) = &report.oom else { return };
+        let oom = OomRecord::from(oom);
+        tracing::warn!(container = report.container, kills = oom.kills, limit = %oom.level, "killed for memory");
+        let Some(id) = self.containers.keys().find(|id| id.as_str() == report.container).cloned() else {
+            return;
+        };
+        // One whose creation is not applied yet gets it with its end, or with the next kill.
+        if self.pod.container(&id).is_ok()
+            && let Err(error) = self.change_container(&id, |record| record.oom = Some(oom))
+        {
+            tracing::error!(container = %id, %error, "OOM kill not recorded");
+        }
+    }
+
     /// The monitor says that a container has ended; its log is complete by then.
     pub(super) fn container_exited(&mut self, report: &wire::Exit) {
         let Some(id) = self.containers.keys().find(|id| id.as_str() == report.container).cloned() else {
@@ -306,7 +331,7 @@ impl Actor {
             container.early = Some(report.clone());
             return;
         }
-        if let Err(error) = self.end(&id, policy::exit(report)) {
+        if let Err(error) = self.end_reported(&id, report) {
             tracing::error!(container = %id, %error, "exit not recorded");
         }
         tracing::info!(container = %id, code = report.code, oom = report.oom_killed, "container ended");

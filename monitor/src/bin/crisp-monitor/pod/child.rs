@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use crisp_monitor::wire::{Body, Done, ExecExit, Failure, FailureKind, StartedAt};
+use crisp_monitor::wire::{Body, Done, ExecExit, Failure, FailureKind, OomReport, StartedAt};
 use crisp_sys::poll::Interest;
 use crisp_sys::{process, time};
 
@@ -107,13 +107,30 @@ impl Pod {
         let Some(container) = self.containers.get_mut(&serial) else { return };
         let Some(life) = &mut container.life else { return };
         let Some(code) = life.process.reap(&self.poll) else { return };
-        let oom_killed = life.count_oom_kills() > life.oom_kills;
-        life.end = Some(End { code, nanos: time::realtime_nanos(), oom_killed });
+        // Now, because whoever manages the cgroup may remove it soon.
+        life.look_for_oom();
+        life.end = Some(End { code, nanos: time::realtime_nanos(), oom: life.oom_kills() });
         match container.phase {
             Phase::Held => self.forget_unborn(serial, None),
             Phase::Preparing(asker) => self.forget_unborn(serial, Some(asker)),
             Phase::Starting(asker) => self.begin_drain(serial, Some(asker)),
             _ => self.begin_drain(serial, None),
+        }
+    }
+
+    /// Some container's `memory.events` has changed. All of the pod's are looked at: an event of the pod's own must be
+    /// counted for the container that it hit, and not for the next one that dies of something else.
+    pub(super) fn on_oom(&mut self) {
+        let mut killed = Vec::new();
+        for container in self.containers.values_mut() {
+            if let Some(life) = &mut container.life
+                && life.look_for_oom()
+            {
+                killed.push(OomReport { container: container.id.clone(), oom: life.oom_kills() });
+            }
+        }
+        for report in killed {
+            self.announce(Body::OomKilled(report));
         }
     }
 
@@ -124,10 +141,21 @@ impl Pod {
         let Some(life) = container.life else { return };
         // A joined or host PID namespace has not taken along what the child may have left.
         life.kill_cgroup();
+        life.unwatch(&self.poll);
         let code = life.end.map_or(0, |end| end.code);
+        let oom = life.end.and_then(|end| end.oom);
         let failure = life.process.failure().cloned();
         if let Some(asker) = asker {
-            self.refuse(asker, failure.unwrap_or_else(|| died("create", code)));
+            self.refuse(
+                asker,
+                match oom {
+                    Some(_) => refuse(
+                        FailureKind::Invalid,
+                        "create: killed by the OOM killer before it was ready: the memory limit is too small",
+                    ),
+                    None => failure.unwrap_or_else(|| died("create", code)),
+                },
+            );
         }
         if let Some(asker) = container.remove {
             self.reply(asker, Body::Done(Done {}), Vec::new());

@@ -182,17 +182,18 @@ impl Pod {
         let Phase::Draining { start, .. } = std::mem::replace(&mut container.phase, Phase::Ended) else {
             return;
         };
-        if let Some(events) = &life.cgroup_events {
-            let _ = self.poll.remove(events.as_fd());
-        }
-        let Some(End { code: real, nanos, oom_killed }) = life.end else { return };
+        life.unwatch(&self.poll);
+        let Some(End { code: real, nanos, oom }) = life.end else { return };
         // A launch that failed ended by our own hand: its code says nothing about the program.
         let code = if start.is_some() && life.process.failure().is_some() { START_ERROR_CODE } else { real };
         let started_nanos = container.started_nanos;
         container.log_dropped = life.log.dropped();
         // Its space was reserved; should it fail all the same, the event and the next Hello still carry the exit.
-        let _ = record::write(life.record.as_fd(), &ExitRecord { code, nanos, started_nanos, oom_killed });
-        let exit = Exit { container: container.id.clone(), code, nanos, oom_killed, started_nanos };
+        let oom_killed = oom.is_some();
+        let oom_level = oom.map_or(0, |oom| oom.level);
+        let entry = ExitRecord { code, nanos, started_nanos, oom_killed, oom_level };
+        let _ = record::write(life.record.as_fd(), &entry);
+        let exit = Exit { container: container.id.clone(), code, nanos, oom_killed, started_nanos, oom };
         container.exit = Some(exit.clone());
         let remove = container.remove;
         if let Some(asker) = start {

@@ -11,6 +11,7 @@ use super::{ExecProcess, Init, Pod, sys_failure};
 use crate::container::{Asker, Container, Input, Life, Phase, Pipes};
 use crate::launched::Launched;
 use crate::log::ContainerLog;
+use crate::oom::OomWatch;
 use crate::process;
 use crate::refusal::{self, internal, refuse};
 use crate::stdio;
@@ -66,10 +67,19 @@ impl Pod {
             return Err(wrong_phase(id, &container.phase, "placed"));
         };
         life.cgroup = Some(cgroup);
-        life.oom_kills = life.count_oom_kills();
         life.process.placed().map_err(|error| refusal::launch(&error))?;
         container.phase = Phase::Preparing(asker);
+        self.watch_oom(serial);
         Ok(None)
+    }
+
+    /// Begins to watch for OOM kills; a cgroup that cannot be watched is looked at when the container ends.
+    fn watch_oom(&mut self, serial: u64) {
+        let Some(life) = self.containers.get_mut(&serial).and_then(|one| one.life.as_mut()) else { return };
+        life.oom = life.cgroup.as_ref().and_then(|dir| OomWatch::begin(dir.as_fd()));
+        if let Some(watch) = &life.oom {
+            let _ = self.poll.add_priority(watch, Token::new(Kind::Oom, serial).pack());
+        }
     }
 
     pub(super) fn create(&mut self, asker: Asker, call: Create, fds: Vec<OwnedFd>) -> Served {
@@ -114,7 +124,7 @@ impl Pod {
             }
         }
         let pid = process.pid;
-        let mut life = Life {
+        let life = Life {
             process,
             cgroup,
             cgroup_events: None,
@@ -124,10 +134,9 @@ impl Pod {
             input,
             paused: [false; 2],
             log,
-            oom_kills: 0,
+            oom: None,
             end: None,
         };
-        life.oom_kills = life.count_oom_kills();
         let container = Container {
             id: call.container,
             phase: if call.hold { Phase::Held } else { Phase::Preparing(asker) },
@@ -142,6 +151,7 @@ impl Pod {
             remove: None,
         };
         self.containers.insert(serial, container);
+        self.watch_oom(serial);
         Ok(call.hold.then_some(Answer { body: Body::Held(pid), fds: Vec::new() }))
     }
 
