@@ -272,6 +272,15 @@ impl Cgroup {
         make(self.path.join(name)?, self.location.join(name))
     }
 
+    /// Waits until it and what is below it have no living process (`populated 0` in `cgroup.events`), for `patience` at
+    /// most. One that is gone has none.
+    ///
+    /// # Errors
+    /// [`CgroupError::Populated`] when processes are left in it.
+    pub fn wait_empty(&self, patience: std::time::Duration) -> Result<(), CgroupError> {
+        remove::wait_until_empty(&self.location, std::time::Instant::now() + patience)
+    }
+
     /// Removes it and what is below it. Waits until its last process has ended, for `patience` at most; nothing is
     /// killed. One that is gone already is no error.
     ///

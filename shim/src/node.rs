@@ -142,9 +142,13 @@ impl Node {
         let plan = sandbox::plan(&config)?;
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         self.lsm.check_selinux(security.and_then(|security| security.selinux_options.as_ref()))?;
-        let pod = self.find_or_build(config, plan)?;
-        pod.sandbox_op(SandboxOp::Run).await?;
-        Ok(pod.id.clone())
+        loop {
+            let pod = self.find_or_build(config.clone(), plan.clone())?;
+            // A pod that was found on its way out has freed its name: the request is then as good as the first one.
+            if let Some(result) = pod.ask(SandboxOp::Run).await {
+                return result.map(|()| pod.id.clone());
+            }
+        }
     }
 
     /// One look at the index decides: of two requests with one name exactly one builds.

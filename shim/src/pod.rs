@@ -10,7 +10,8 @@
 //! One task a pod, the actor, owns every change. Work (mounts, the monitor, the network) runs beside it and
 //! comes back as a command, so an actor never waits for I/O and one container's dead storage never delays a
 //! sibling. Each object does one thing at a time: a request like the one in flight joins it, another one waits
-//! for its turn. Reading needs no actor: the view is behind a lock that is held for a copy of a pointer only.
+//! for its turn. A Stop or Remove that waits in vain behind something stuck ends it, or says what is stuck
+//! (`actor/overdue.rs`). Reading needs no actor: the view is behind a lock that is held for a copy of a pointer only.
 //!
 //! A caller that goes away cancels nothing: its request was handed over, and reaches its end.
 
@@ -74,6 +75,8 @@ pub enum Command {
     Resources(Box<cri::UpdatePodSandboxResourcesRequest>, Reply),
     /// See [`ContainerOp`].
     Container(Id, ContainerOp, Reply),
+    /// A container has been busy for too long with what somebody waits behind: the turn of this number.
+    Overdue(Id, u64),
     /// Work has ended.
     Done(actor::Done),
 }
@@ -141,9 +144,16 @@ impl Pod {
     /// # Errors
     /// The operation's own; `NotFound` when the pod has gone meanwhile.
     pub async fn sandbox_op(&self, op: SandboxOp) -> Result<(), RequestError> {
+        self.ask(op).await.unwrap_or_else(|| Err(self.gone()))
+    }
+
+    /// [`Pod::sandbox_op`]; `None`: the pod has gone, and nothing was done.
+    ///
+    /// Cancel safety: the operation goes on.
+    pub async fn ask(&self, op: SandboxOp) -> Option<Result<(), RequestError>> {
         let (reply, end) = oneshot::channel();
-        self.send(Command::Sandbox(op, reply))?;
-        end.await.map_err(|_| self.gone())?
+        self.send(Command::Sandbox(op, reply)).ok()?;
+        end.await.ok()
     }
 
     /// Takes note of what the client made of the pod's cgroup; a field that it leaves out stays as it was.

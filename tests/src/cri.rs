@@ -186,6 +186,17 @@ impl Cri {
         Ok(Self { executor: Arc::new(executor), runtime, image })
     }
 
+    /// Stops a container, and gives the call up after `limit`.
+    ///
+    /// # Errors
+    /// The daemon's answer; `DeadlineExceeded` or `Cancelled` when it came too late.
+    pub fn stop_container_within(&self, request: cri::StopContainerRequest, limit: Duration) -> Reply<()> {
+        let mut request = Request::new(request);
+        request.set_timeout(limit);
+        let mut client = self.runtime.clone();
+        self.executor.block_on(client.stop_container(request)).map(|_| ())
+    }
+
     /// Begins to listen to events.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ pub mod apparmor;
 pub mod build;
 pub mod command;
 pub mod cri;
+pub mod dead;
 pub mod flipper;
 pub mod host;
 pub mod images;

@@ -74,8 +74,8 @@ fn rmdir(location: &Path) -> Result<bool, CgroupError> {
     }
 }
 
-/// Waits for `populated 0` in `cgroup.events`.
-fn wait_until_empty(location: &Path, deadline: Instant) -> Result<(), CgroupError> {
+/// Waits for `populated 0` in `cgroup.events`; see [`super::Cgroup::wait_empty`].
+pub(super) fn wait_until_empty(location: &Path, deadline: Instant) -> Result<(), CgroupError> {
     let sys = |call, errno| CgroupError::sys(call, location, errno);
     let dir = match super::open_dir(location) {
         Err(Errno::ENOENT) => return Ok(()),

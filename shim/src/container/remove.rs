@@ -1,9 +1,9 @@
 //! Removing: what runs is killed, the monitor forgets it, and its cgroup, writable layer and directory go.
 
-use std::{fs, io, sync::Arc};
+use std::{fs, io, sync::Arc, time::Duration};
 
 use crisp_monitor::wire::{Call, ContainerRef};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::stop;
 use crate::{
@@ -13,6 +13,9 @@ use crate::{
     node::{Node, blocking},
     record::{ContainerPhase, ContainerRecord},
 };
+
+/// How long the monitor may take to let go of a container.
+const MONITOR_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Removes a container. Log files are kubelet's and stay.
 ///
@@ -28,7 +31,7 @@ pub async fn container(
     // Whatever the record says: nothing of a removed container may run on.
     stop::kill(node, record).await?;
     if matches!(record.phase, ContainerPhase::Running { .. }) {
-        stop::wait_killed(record, &mut ended).await?;
+        stop::wait_killed(node, record, &mut ended).await?;
     }
     forget_in_monitor(link, &record.id).await.map_err(|error| error.at(&stage))?;
     traces(node, &record.sandbox, &record.id, &record.cgroup).await.map_err(|error| error.at(stage))
@@ -37,11 +40,18 @@ pub async fn container(
 /// The monitor kills what was created and never started, and lets go of the root mount.
 async fn forget_in_monitor(link: Option<&Link>, id: &Id) -> Result<(), RequestError> {
     let Some(link) = link else { return Ok(()) };
-    match link.call(Call::Remove(ContainerRef { container: id.to_string() }), &[]).await {
-        Ok(_) => Ok(()),
+    let asked = link.call(Call::Remove(ContainerRef { container: id.to_string() }), &[]);
+    match timeout(MONITOR_PATIENCE, asked).await {
+        Ok(Ok(_)) => Ok(()),
         // It never knew it, or is gone itself: there is nothing to let go of.
-        Err(error) if matches!(error.class, Class::NotFound | Class::Unavailable) => Ok(()),
-        Err(error) => Err(error),
+        Ok(Err(error)) if matches!(error.class, Class::NotFound | Class::Unavailable) => Ok(()),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(RequestError::new(
+            Class::Unavailable,
+            format!(
+                "the pod's monitor has not answered for {MONITOR_PATIENCE:?}; stopping the sandbox ends it"
+            ),
+        )),
     }
 }
 

@@ -1,8 +1,13 @@
-//! Stopping: the stop signal once, the grace period, then `cgroup.kill`, until the container has ended.
+//! Stopping: the stop signal once, the grace period, then `cgroup.kill`, until the container's cgroup is empty.
+//!
+//! That nothing runs any more is read from the cgroup (`populated 0`), never concluded from what was sent. How the
+//! container ended is the monitor's to tell; a monitor that does not holds nobody up.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use crisp_monitor::wire::{Call, Signal};
+use crisp_runtime::cgroup::CgroupError;
+use crisp_sys::process;
 use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
@@ -17,40 +22,64 @@ use crate::{
 
 /// How long the monitor may take to answer a signal, before Stop goes on without it.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a killed container may take to be reported as ended.
-const KILL_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a killed container may take to be reported as ended: longer than the monitor waits for the last output.
+const REPORT_PATIENCE: Duration = Duration::from_secs(12);
+/// How long the cgroup of a killed container that was not reported may take to become empty.
+const EMPTY_PATIENCE: Duration = Duration::from_secs(8);
+/// How many stuck processes an error names.
+const NAMED: usize = 4;
 
-/// Stops a running container. `deadline` may come nearer meanwhile; `ended` becomes true when it has ended.
+/// Stops a running container. `graceful`: the stop signal comes first, and the kill at `deadline`, which may come nearer
+/// meanwhile, but never before the signal. `ended` becomes true when the monitor has reported the end; it may not have
+/// when this returns.
 ///
 /// # Errors
-/// It was killed and still has not ended: its processes are stuck in the kernel.
+/// It was killed and still has living processes: they are stuck in the kernel.
 pub async fn container(
     node: &Arc<Node>,
     link: Option<&Link>,
     record: &ContainerRecord,
+    graceful: bool,
     deadline: watch::Receiver<Instant>,
     mut ended: watch::Receiver<bool>,
 ) -> Result<(), RequestError> {
-    let graceful = *deadline.borrow() > Instant::now();
-    if graceful && let Some(link) = link {
+    if graceful {
         send_signal(link, record).await;
         if wait_until(deadline, &mut ended).await {
-            return Ok(());
+            return prove_empty(node, record).await;
         }
     }
     kill(node, record).await?;
-    wait_killed(record, &mut ended).await
+    wait_killed(node, record, &mut ended).await
 }
 
-async fn send_signal(link: &Link, record: &ContainerRecord) {
+/// Through the monitor, which knows its child; by the recorded process when the monitor cannot be asked.
+async fn send_signal(link: Option<&Link>, record: &ContainerRecord) {
     let signal = Signal { container: record.id.to_string(), signal: record.stop_signal };
-    match timeout(SIGNAL_PATIENCE, link.call(Call::Signal(signal), &[])).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::warn!(container = %record.id, %error, "stop signal"),
-        Err(_) => {
-            tracing::warn!(container = %record.id, "the monitor is silent; the stop signal may not have been sent")
-        }
+    let asked = match link {
+        Some(link) => timeout(SIGNAL_PATIENCE, link.call(Call::Signal(signal), &[])).await.ok(),
+        None => None,
+    };
+    let why = match asked {
+        Some(Ok(_)) => return,
+        Some(Err(error)) => error.text,
+        None => "the monitor is silent".to_owned(),
+    };
+    tracing::warn!(container = %record.id, why, "stop signal not sent by the monitor; sending it past it");
+    if let Err(error) = signal_directly(record) {
+        tracing::warn!(container = %record.id, error, "stop signal");
     }
+}
+
+/// The pidfd is opened before the start time is compared: it holds the process that was compared, or none.
+fn signal_directly(record: &ContainerRecord) -> Result<(), String> {
+    let recorded = record.process.ok_or("no process is recorded")?;
+    let pidfd = process::pidfd_open(recorded.pid).map_err(|error| error.to_string())?;
+    let found = process::stat(recorded.pid).map_err(|error| error.to_string())?;
+    if found.start_ticks != recorded.start_ticks {
+        return Err("its process has ended".to_owned());
+    }
+    process::pidfd_send_signal(&pidfd, record.stop_signal).map_err(|error| error.to_string())
 }
 
 /// Waits for the end or the deadline, whichever is first; true: it has ended.
@@ -73,24 +102,70 @@ pub async fn kill(node: &Arc<Node>, record: &ContainerRecord) -> Result<(), Requ
     blocking(move || match node.cgroups.open_cgroup(&path) {
         Ok(cgroup) => cgroup.kill().stage(format_args!("kill cgroup {path}")),
         // No cgroup: nothing of it runs.
-        Err(_) => Ok(()),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(error).stage(format_args!("kill cgroup {path}")),
     })
     .await
 }
 
-/// Waits until a killed container is reported as ended.
+/// Waits until a killed container is reported as ended, for a while, and then until its cgroup is empty.
 ///
 /// # Errors
-/// It is not, for a minute.
+/// Processes are left in it.
 pub async fn wait_killed(
+    node: &Arc<Node>,
     record: &ContainerRecord,
     ended: &mut watch::Receiver<bool>,
 ) -> Result<(), RequestError> {
-    match timeout(KILL_PATIENCE, ended.wait_for(|ended| *ended)).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(RequestError::unknown(format!(
-            "container {}: killed, and not ended after {KILL_PATIENCE:?}; a process of it is stuck in the kernel",
-            record.id.short(12)
-        ))),
+    if timeout(REPORT_PATIENCE, ended.wait_for(|ended| *ended)).await.is_err() {
+        tracing::warn!(container = %record.id, "killed, and the monitor does not report its end");
     }
+    prove_empty(node, record).await
+}
+
+/// The container has ended, so whatever else is in its cgroup is killed, and the cgroup watched until it is empty. A
+/// cgroup that is gone is empty: the kernel removes no other.
+///
+/// # Errors
+/// Processes are left in it; the text says which, and where in the kernel they are.
+pub async fn prove_empty(node: &Arc<Node>, record: &ContainerRecord) -> Result<(), RequestError> {
+    let (node, path, id) = (node.clone(), record.cgroup.clone(), record.id.clone());
+    blocking(move || {
+        let stage = || format!("cgroup {path}");
+        let cgroup = match node.cgroups.open_cgroup(&path) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            opened => opened.stage(stage())?,
+        };
+        match cgroup.wait_empty(Duration::ZERO) {
+            Err(CgroupError::Populated { .. }) => cgroup.kill().stage(stage())?,
+            proven => return proven.stage(stage()),
+        }
+        match cgroup.wait_empty(EMPTY_PATIENCE) {
+            Err(CgroupError::Populated { .. }) => {
+                let stuck = stuck(&node.cgroups.processes(&path).unwrap_or_default());
+                Err(RequestError::unknown(format!(
+                    "container {}: killed, and still not ended; stuck in the kernel, as on dead storage: {stuck}",
+                    id.short(12)
+                )))
+            }
+            proven => proven.stage(stage()),
+        }
+    })
+    .await
+}
+
+/// What the kernel tells of processes that a kill does not end.
+fn stuck(pids: &[i32]) -> String {
+    let mut named: Vec<_> = pids.iter().take(NAMED).map(|pid| describe(*pid)).collect();
+    if pids.len() > NAMED {
+        named.push(format!("and {} more", pids.len() - NAMED));
+    }
+    named.join(", ")
+}
+
+/// Pid, name, state and the kernel function in which it waits (proc_pid_wchan(5)).
+fn describe(pid: i32) -> String {
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let state = process::stat(pid).map_or('?', |stat| stat.state);
+    format!("process {pid} ({}) in state {state} at {}", read("comm").trim(), read("wchan").trim())
 }

@@ -1,6 +1,7 @@
 //! The task that owns a pod: takes commands, starts work, applies what the work brought.
 
 mod container;
+mod overdue;
 mod sandbox;
 
 use std::{
@@ -39,8 +40,10 @@ pub enum Done {
     Created(Id, Result<Box<ContainerRecord>, RequestError>),
     /// Start time in nanoseconds since the epoch.
     Started(Id, Result<i64, RequestError>),
-    /// The container has ended.
+    /// Nothing of the container runs any more.
     Stopped(Id, Result<(), RequestError>),
+    /// What was tried to end the turn of this number has not ended it, and why.
+    Stuck(Id, u64, RequestError),
     /// What is in force now.
     Updated(Id, Result<Box<cri::LinuxContainerResources>, RequestError>),
     /// The container has left nothing behind.
@@ -77,6 +80,8 @@ struct Container {
     /// Name and attempt: the key under which a repeated Create finds it.
     key: String,
     slot: Slot<ContainerOp>,
+    /// Counts what it was busy with, its creation being the first: tells a later turn from an earlier one.
+    turn: u64,
     /// Who waits for its creation; `None` once it is over.
     creating: Option<Vec<oneshot::Sender<Result<Id, RequestError>>>>,
     /// The end of a container whose creation this actor has not been told of yet.
@@ -92,6 +97,7 @@ impl Container {
         Self {
             key,
             slot: Slot::default(),
+            turn: 0,
             creating: None,
             early: None,
             ended: watch::Sender::new(ended),
@@ -222,6 +228,7 @@ impl Actor {
                 let _ = reply.send(self.note_resources(*wanted));
             }
             Command::Container(id, op, reply) => self.submit_container(&id, op, reply),
+            Command::Overdue(id, turn) => self.overdue(&id, turn),
             Command::Done(done) => self.done(done),
         }
     }
@@ -233,7 +240,8 @@ impl Actor {
             Done::SandboxRemoved(result) => self.sandbox_removed(result),
             Done::Created(id, result) => self.created(&id, result),
             Done::Started(id, result) => self.started(&id, result),
-            Done::Stopped(id, result) => self.finish_container(&id, &result),
+            Done::Stopped(id, result) => self.stopped(&id, &result),
+            Done::Stuck(id, turn, error) => self.stuck(&id, turn, &error),
             Done::Updated(id, result) => self.updated(&id, result),
             Done::Removed(id, result) => self.removed(&id, &result),
         }

@@ -44,6 +44,13 @@ fn required<T>(value: Option<T>, field: &str) -> Result<T, RequestError> {
     value.ok_or_else(|| RequestError::invalid(format!("{field} is missing")))
 }
 
+/// A field `timeout`, cut at a year.
+fn seconds(timeout: i64) -> Result<Duration, RequestError> {
+    let seconds = u64::try_from(timeout)
+        .map_err(|_| RequestError::invalid(format!("timeout {timeout} is negative; it counts seconds")))?;
+    Ok(Duration::from_secs(seconds.min(YEAR_SECONDS)))
+}
+
 /// Runs to the end, even when the client that asked goes away in the middle.
 async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, RequestError>> + Send + 'static,
@@ -178,7 +185,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::StopContainerRequest>,
     ) -> Answer<cri::StopContainerResponse> {
         let request = request.into_inner();
-        let grace = Duration::from_secs(u64::try_from(request.timeout).unwrap_or_default().min(YEAR_SECONDS));
+        let grace = seconds(request.timeout)?;
         absent_is_fine(self.container_op(&request.container_id, ContainerOp::Stop(grace)).await)?;
         ok(cri::StopContainerResponse {})
     }
@@ -241,8 +248,7 @@ impl RuntimeService for Runtime {
     async fn exec_sync(&self, request: Request<cri::ExecSyncRequest>) -> Answer<cri::ExecSyncResponse> {
         let request = request.into_inner();
         let (pod, record) = self.node.container(&request.container_id)?;
-        let limit =
-            u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
+        let limit = Some(seconds(request.timeout)?).filter(|limit| !limit.is_zero());
         let link = pod.view().link;
         let output = exec::sync(&self.node, link, record, request.cmd, limit).await?;
         ok(cri::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.code })
@@ -384,5 +390,5 @@ impl RuntimeService for Runtime {
     }
 }
 
-/// No grace period is longer than a year: an `Instant` must be able to hold its end.
+/// No time limit is longer than a year: an `Instant` must be able to hold its end.
 const YEAR_SECONDS: u64 = 366 * 24 * 3600;

@@ -33,6 +33,7 @@ mod reports;
 mod restart;
 mod sandbox;
 mod seccomp;
+mod stops;
 mod sysctls;
 mod terminal;
 mod untouched;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         credentials::CASES,
         sysctls::CASES,
         hostile_accounts::CASES,
+        stops::CASES,
         volumes::CASES,
         terminal::CASES,
         races::CASES,

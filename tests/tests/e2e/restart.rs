@@ -229,7 +229,8 @@ fn many(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-fn monitor_of(node: &Node, container_pid: i32) -> Result<i32> {
+/// The monitor of the pod that a container's first process belongs to.
+pub(crate) fn monitor_of(node: &Node, container_pid: i32) -> Result<i32> {
     let status = fs::read_to_string(format!("/proc/{container_pid}/status"))?;
     let parent =
         status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no PPid")?.trim().parse()?;

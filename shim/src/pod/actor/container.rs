@@ -17,7 +17,10 @@ use crate::{
     error::{Class, RequestError},
     id::Id,
     node::blocking,
-    pod::policy::{self, Verdict},
+    pod::{
+        policy::{self, Verdict},
+        teardown,
+    },
     record::{ContainerPhase, ContainerRecord, Exit, OomRecord},
     time::now_nanos,
 };
@@ -85,7 +88,10 @@ impl Actor {
             Err(error) => Err(error),
         };
         let (waiting, early) = match self.containers.get_mut(id) {
-            Some(container) => (container.creating.take(), container.early.take()),
+            Some(container) => {
+                container.turn += 1;
+                (container.creating.take(), container.early.take())
+            }
             None => (None, None),
         };
         if let Some(exit) = early {
@@ -108,6 +114,7 @@ impl Actor {
         };
         if container.creating.is_some() {
             container.slot.queue.push_back((op, reply));
+            self.watch_turn(id);
             return;
         }
         match (&container.slot.current, &op) {
@@ -121,10 +128,14 @@ impl Actor {
                 container.slot.joined.push(reply);
             }
             (Some(current), _) => {
-                if matches!((current, &op), (ContainerOp::Stop(_), ContainerOp::Remove)) {
+                let stopping = matches!(current, ContainerOp::Stop(_));
+                if stopping && matches!(op, ContainerOp::Remove) {
                     container.hurry(Duration::ZERO);
                 }
                 container.slot.queue.push_back((op, reply));
+                if !stopping {
+                    self.watch_turn(id);
+                }
             }
         }
     }
@@ -148,6 +159,7 @@ impl Actor {
                 let Some(container) = self.containers.get_mut(id) else { return };
                 container.slot.current = Some(op.clone());
                 container.slot.joined.push(reply);
+                container.turn += 1;
                 self.begin_work(id.clone(), op, record);
             }
         }
@@ -168,7 +180,9 @@ impl Actor {
                 container.deadline.send_replace(Instant::now() + grace);
                 let deadline = container.deadline.subscribe();
                 self.work(async move {
-                    let result = stop::container(&node, link.as_ref(), &record, deadline, ended).await;
+                    let graceful = !grace.is_zero();
+                    let link = link.as_ref();
+                    let result = stop::container(&node, link, &record, graceful, deadline, ended).await;
                     Done::Stopped(id, result)
                 });
             }
@@ -203,6 +217,21 @@ impl Actor {
             container.slot.finish(result);
         }
         self.next_container(id);
+    }
+
+    /// Nothing of the container runs any more. A monitor that is stuck or was killed has not told how it ended.
+    pub(super) fn stopped(&mut self, id: &Id, result: &Result<(), RequestError>) {
+        if result.is_ok()
+            && let Ok(record) = self.pod.container(id)
+            && let ContainerPhase::Running { .. } = record.phase
+        {
+            let exit = teardown::exit_without_monitor(&self.node, &self.dir, &record);
+            if let Err(error) = self.end(id, exit) {
+                tracing::error!(container = %id, %error, "exit not recorded");
+            }
+            self.tell_end(id);
+        }
+        self.finish_container(id, result);
     }
 
     pub(super) fn started(&mut self, id: &Id, result: Result<i64, RequestError>) {

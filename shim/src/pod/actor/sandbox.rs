@@ -1,6 +1,6 @@
 //! The actor's sandbox half: build, stop, remove, and what to do when the monitor dies.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crisp_monitor::wire::{self, Call, Hello};
 use crisp_proto::runtime::v1::{
@@ -13,13 +13,15 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{Actor, ContainerOp, Done, Reply, SandboxOp};
 use crate::{
+    container::stop,
     error::RequestError,
     link::Link,
+    node::Node,
     pod::{
         build::{self, BuildInput, Built},
         policy, teardown,
     },
-    record::{ContainerPhase, SandboxPhase},
+    record::{ContainerPhase, ContainerRecord, SandboxPhase},
     time::now_nanos,
 };
 
@@ -77,7 +79,7 @@ impl Actor {
             let Built { record, link, events } = *built;
             self.events = events;
             let mut view = self.pod.lock();
-            view.sandbox = std::sync::Arc::new(record);
+            view.sandbox = Arc::new(record);
             view.link = Some(link);
         });
         if result.is_ok() {
@@ -120,7 +122,9 @@ impl Actor {
                 let view = pod.view();
                 (view.sandbox, view.link)
             };
-            Done::SandboxStopped(teardown::sandbox(&node, &record, link.as_ref()).await)
+            let down = teardown::sandbox(&node, &record, link.as_ref()).await;
+            let containers = pod.view().containers;
+            Done::SandboxStopped(down.and(all_empty(&node, containers.values()).await))
         });
     }
 
@@ -215,6 +219,18 @@ impl Actor {
             self.submit_sandbox(SandboxOp::Stop, oneshot::channel().0);
         }
     }
+}
+
+/// Nothing of any of these runs any more.
+async fn all_empty(
+    node: &Arc<Node>,
+    containers: impl Iterator<Item = &Arc<ContainerRecord>>,
+) -> Result<(), RequestError> {
+    let mut all = Ok(());
+    for record in containers {
+        all = all.and(stop::prove_empty(node, record).await);
+    }
+    all
 }
 
 /// A container that was removed meanwhile has dropped its reply: that is an end, too.
