@@ -67,6 +67,7 @@ fn main() -> ExitCode {
         seccomp::CASES,
         apparmor::CASES,
         credentials::CASES,
+        stops::CASES,
         sysctls::CASES,
         hostile_accounts::CASES,
         stops::CASES,
