@@ -1,5 +1,5 @@
 //! `crisp serve`: the daemon as a program. Reads the configuration, sends logs to standard error, ends on SIGTERM and
-//! SIGINT. Pods belong to their monitors, so they stay when the daemon ends.
+//! SIGINT and on no other signal that can be helped. Pods belong to their monitors, so they stay when the daemon ends.
 
 use std::{io::IsTerminal, path::PathBuf};
 
@@ -67,14 +67,19 @@ fn configuration(arguments: Arguments) -> Result<Config> {
 fn ended() -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-    // A daemon in the foreground of a terminal outlives the terminal, as its pods do.
+    // A daemon in the foreground of a terminal outlives the terminal, as its pods do. The other two have other daemons
+    // say something or read their configuration; who takes this one for such a one must not end it.
     let mut hang_up = signal(SignalKind::hangup()).context("handle SIGHUP")?;
+    let mut user1 = signal(SignalKind::user_defined1()).context("handle SIGUSR1")?;
+    let mut user2 = signal(SignalKind::user_defined2()).context("handle SIGUSR2")?;
     Ok(async move {
         loop {
             tokio::select! {
                 _ = terminate.recv() => return,
                 _ = interrupt.recv() => return,
                 _ = hang_up.recv() => {}
+                _ = user1.recv() => {}
+                _ = user2.recv() => {}
             }
         }
     })

@@ -6,6 +6,7 @@ mod property;
 mod scope;
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -26,9 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Cgroups {
     hierarchy: Hierarchy,
-    /// Held while parents are made or removed: without it, one pod's removal of the last-used default parent
-    /// could come between another's steps down the same path.
-    parents: Mutex<()>,
+    /// The topmost cgroups that were made for pods. Held while parents are made or removed: without it, one pod's
+    /// removal of the last-used default parent could come between another's steps down the same path.
+    made: Mutex<BTreeSet<String>>,
     systemd: Systemd,
     /// For waiting on systemd from threads that block.
     runtime: Handle,
@@ -64,7 +65,7 @@ impl Cgroups {
     pub fn open(root: &Path) -> Result<Self, CgroupError> {
         Ok(Self {
             hierarchy: Hierarchy::open(root)?,
-            parents: Mutex::default(),
+            made: Mutex::default(),
             systemd: Systemd::new(Path::new(systemd::SOCKET)),
             runtime: Handle::current(),
         })
@@ -81,19 +82,28 @@ impl Cgroups {
         self.hierarchy.controllers().iter().map(String::as_str)
     }
 
-    /// The topmost cgroup of `path` that is not there: what making `path` makes.
+    /// The topmost cgroup that crisp makes for `path`, or has made for another pod below it: whoever is the last there
+    /// takes it away, and that need not be whoever made it. `None`: all of `path` is somebody else's.
     ///
     /// # Errors
     /// It is no path of a cgroup.
-    pub fn topmost_missing(&self, path: &str) -> Result<Option<String>, CgroupError> {
+    pub fn claim(&self, path: &str) -> Result<Option<String>, CgroupError> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let mut current = CgroupPath::new("/")?;
         for component in CgroupPath::new(path)?.components() {
             current = current.join(component)?;
-            if !current.below(self.hierarchy.root()).exists() {
-                return Ok(Some(current.to_string()));
+            let name = current.to_string();
+            if made.contains(&name) || !current.below(self.hierarchy.root()).exists() {
+                made.insert(name.clone());
+                return Ok(Some(name));
             }
         }
         Ok(None)
+    }
+
+    /// Takes note of what a record says was made.
+    pub fn reclaim(&self, made: &str) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(made.to_owned());
     }
 
     /// Makes the cgroup `path` and those above it, as far as they are not there. A slice comes with its first scope.
@@ -106,7 +116,7 @@ impl Cgroups {
         }
         let path = CgroupPath::new(path)?;
         let (Some(parent), Some(name)) = (path.parent(), path.name()) else { return Ok(()) };
-        let _held = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
+        let _held = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         match self.hierarchy.create(&parent, name) {
             Err(error) if !error.is_exists() => Err(error),
             _ => Ok(()),
@@ -218,14 +228,16 @@ impl Cgroups {
         let top = CgroupPath::new(top).stage("cgroup_parent")?;
         let bottom = CgroupPath::new(path).stage("cgroup_parent")?;
         if is_slice(path) {
-            return self.stop_slices(&bottom, &top);
+            self.stop_slices(&bottom, &top)?;
+            self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(&top.to_string());
+            return Ok(());
         }
         self.remove_empty(bottom, &top).stage("cgroup_parent")
     }
 
     fn remove_empty(&self, mut path: CgroupPath, top: &CgroupPath) -> Result<(), CgroupError> {
         let depth = top.components().count();
-        let _held = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         while path.components().count() >= depth {
             if !self.hierarchy.list(&path)?.is_empty() {
                 return Ok(());
@@ -241,6 +253,7 @@ impl Cgroups {
             let Some(parent) = path.parent() else { return Ok(()) };
             path = parent;
         }
+        made.remove(&top.to_string());
         Ok(())
     }
 }

@@ -160,7 +160,7 @@ impl Node {
         let mut index = self.write();
         if let Some(pod) = index.names.get(&plan.key).and_then(|id| index.pods.get(id)) {
             if pod.sandbox().phase == SandboxPhase::Stopped {
-                let (key, id) = (&plan.key, &pod.id);
+                let (key, id) = (plan.shown_key(), &pod.id);
                 return Err(RequestError::new(
                     Class::Exists,
                     format!("failed to reserve sandbox name {key:?}: name {key:?} is reserved for \"{id}\""),

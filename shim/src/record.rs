@@ -44,16 +44,55 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordError> {
         .map_err(|error| RecordError::new(path, error))
 }
 
+/// Something that is kept in a record, in the directory of its id.
+pub trait Recorded: DeserializeOwned {
+    /// [`VERSION`] of the writer.
+    fn version(&self) -> u32;
+    /// The id.
+    fn id(&self) -> &Id;
+}
+
+impl Recorded for SandboxRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+
+    fn id(&self) -> &Id {
+        &self.id
+    }
+}
+
+impl Recorded for ContainerRecord {
+    fn version(&self) -> u32 {
+        self.version
+    }
+
+    fn id(&self) -> &Id {
+        &self.id
+    }
+}
+
 /// Reads the record at `path`; `None` when there is none.
 ///
 /// # Errors
-/// It cannot be read, or it is not a record of this kind.
-pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
-    match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| RecordError::new(path, error)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(RecordError::new(path, error)),
+/// It cannot be read, it is not a record of this kind and version, or not the one of the object whose directory it
+/// lies in: paths are made of its id.
+pub fn read<T: Recorded>(path: &Path) -> Result<Option<T>, RecordError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(RecordError::new(path, error)),
+    };
+    let record: T = serde_json::from_slice(&bytes).map_err(|error| RecordError::new(path, error))?;
+    if record.version() != VERSION {
+        let text = format!("format version {}; this daemon knows {VERSION}", record.version());
+        return Err(RecordError::new(path, text));
     }
+    let directory = path.parent().and_then(Path::file_name);
+    if directory.is_none_or(|name| name != record.id().as_str()) {
+        return Err(RecordError::new(path, format!("it is the record of {:?}", record.id().as_str())));
+    }
+    Ok(Some(record))
 }
 
 /// Where a sandbox is in its life. See `pod` for the picture.

@@ -61,6 +61,9 @@ pub async fn all(node: &Arc<Node>) -> Result<usize, RequestError> {
     // All leases first: nothing restored may be given away.
     for record in &records {
         reserve(node, record);
+        if let Some(made) = &record.cgroup_made {
+            node.cgroups.reclaim(made);
+        }
     }
     let mut tasks = tokio::task::JoinSet::new();
     for record in records {

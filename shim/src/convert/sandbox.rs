@@ -4,6 +4,8 @@
 //! crisp has none, so they have no object here. `linux.resources` and `linux.overhead` are size hints for
 //! virtual machines (CRI contract): kept with the record, never written to a cgroup.
 
+use std::collections::HashMap;
+
 use crisp_netns::sysctl::{Owner, Sysctl};
 use crisp_proto::runtime::v1 as cri;
 
@@ -15,7 +17,8 @@ const HOSTNAME_BYTES: usize = 64;
 /// A checked sandbox configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SandboxPlan {
-    /// The name under which a repeated request finds the first one's result.
+    /// The name under which a repeated request finds the first one's result: the parts of its metadata, between them a
+    /// character that none can have.
     pub key: String,
     /// Use the host's network (and, with it, its UTS namespace).
     pub host_network: bool,
@@ -35,6 +38,7 @@ pub struct SandboxPlan {
 /// `Invalid` or `Unimplemented`, naming the field.
 pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError> {
     let key = key(config)?;
+    check_notes(&config.labels, &config.annotations)?;
     check_hostname(&config.hostname)?;
     check_log_directory(&config.log_directory)?;
     if let Some(dns) = &config.dns_config {
@@ -54,7 +58,18 @@ pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError>
     Ok(SandboxPlan { key, host_network, host_ipc, shared_pid, shm_bytes, sysctls })
 }
 
-/// The name under which a sandbox is reserved: `name_namespace_uid_attempt`.
+/// Stands between the parts of a key. `a_b` in `c` and `a` in `b_c` are two names, so it is no character of a name.
+const SEPARATOR: char = '\u{1f}';
+
+impl SandboxPlan {
+    /// The key as people write it: `name_namespace_uid_attempt`.
+    #[must_use]
+    pub fn shown_key(&self) -> String {
+        self.key.replace(SEPARATOR, "_")
+    }
+}
+
+/// The name under which a sandbox is reserved.
 fn key(config: &cri::PodSandboxConfig) -> Result<String, RequestError> {
     let Some(metadata) = &config.metadata else {
         return Err(RequestError::invalid("sandbox config: metadata is missing"));
@@ -71,7 +86,31 @@ fn key(config: &cri::PodSandboxConfig) -> Result<String, RequestError> {
             )));
         }
     }
-    Ok(format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt))
+    let attempt = metadata.attempt.to_string();
+    Ok([&metadata.name, &metadata.namespace, &metadata.uid, &attempt]
+        .map(String::as_str)
+        .join(&SEPARATOR.to_string()))
+}
+
+/// Most bytes of labels and annotations of one object: four times what Kubernetes allows. They are in every list, and a
+/// client takes 16 MiB of a list: one object must not be what breaks them all.
+const NOTES_BYTES: usize = 1 << 20;
+
+/// Checks the size of what a client has an object remember.
+///
+/// # Errors
+/// `Invalid`.
+pub fn check_notes(
+    labels: &HashMap<String, String>,
+    annotations: &HashMap<String, String>,
+) -> Result<(), RequestError> {
+    let bytes: usize = labels.iter().chain(annotations).map(|(key, value)| key.len() + value.len()).sum();
+    if bytes <= NOTES_BYTES {
+        return Ok(());
+    }
+    Err(RequestError::invalid(format!(
+        "labels and annotations have {bytes} bytes; at most {NOTES_BYTES} are kept"
+    )))
 }
 
 fn check_hostname(hostname: &str) -> Result<(), RequestError> {
@@ -248,7 +287,7 @@ mod tests {
     #[test]
     fn the_least_config_makes_a_pod_with_its_own_namespaces() {
         let plan = plan(&config()).unwrap();
-        assert_eq!(plan.key, "web_default_u_2");
+        assert_eq!(plan.shown_key(), "web_default_u_2");
         assert!(!plan.host_network && !plan.host_ipc);
     }
 

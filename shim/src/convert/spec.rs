@@ -17,17 +17,12 @@ use oci_spec::runtime::{
 };
 
 pub use super::spec_check::{PidMode, check};
-use super::{seccomp::Chosen, spec_mounts::mounts};
+use super::{seccomp::Chosen, spec_arguments as arguments, spec_mounts::mounts};
 use crate::{
     cdi,
     error::{RequestError, Stage},
     record::UserRecord,
 };
-
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// What a program on a terminal may expect of it.
-const TERM: &str = "xterm";
 
 /// Everything a spec is made from.
 #[derive(Clone, Debug)]
@@ -163,9 +158,11 @@ fn process(
         .build()
         .stage("spec: user")?;
     let resources = input.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    let (args, env) = (arguments::args(input.config, input.image)?, arguments::env(input)?);
+    arguments::check_size(&args, &env)?;
     let mut process = ProcessBuilder::default()
-        .args(args(input.config, input.image)?)
-        .env(env(input)?)
+        .args(args)
+        .env(env)
         .cwd(cwd)
         .user(user)
         .terminal(input.config.tty)
@@ -185,66 +182,6 @@ fn oom_score_adj(resources: Option<&cri::LinuxContainerResources>) -> Result<i32
     } else {
         Err(RequestError::invalid(format!("linux.resources.oom_score_adj {value} is not in -1000..=1000")))
     }
-}
-
-/// CRI: a command without arguments drops the image's arguments, too.
-fn args(config: &cri::ContainerConfig, image: &ImageConfig) -> Result<Vec<String>, RequestError> {
-    let args = match (config.command.is_empty(), config.args.is_empty()) {
-        (true, true) => [image.entrypoint.as_slice(), &image.cmd].concat(),
-        (true, false) => [image.entrypoint.as_slice(), &config.args].concat(),
-        (false, _) => [config.command.as_slice(), &config.args].concat(),
-    };
-    if args.first().is_none_or(String::is_empty) {
-        return Err(RequestError::invalid(
-            "no command specified: neither the container nor its image has one",
-        ));
-    }
-    if args.iter().any(|arg| arg.contains('\0')) {
-        return Err(RequestError::invalid("command or args: a NUL byte cannot be passed to a program"));
-    }
-    Ok(args)
-}
-
-/// Later ones win, each key keeps its first place. `HOME` is added last, when nobody has set it.
-fn env(input: &SpecInput<'_>) -> Result<Vec<String>, RequestError> {
-    let mut list: Vec<(String, String)> = Vec::new();
-    let mut set = |key: &str, value: &str| match list.iter_mut().find(|(known, _)| known == key) {
-        Some((_, old)) => value.clone_into(old),
-        None => list.push((key.to_owned(), value.to_owned())),
-    };
-    if let Some((key, value)) = PATH.split_once('=') {
-        set(key, value);
-    }
-    if input.config.tty {
-        set("TERM", TERM);
-    }
-    set("HOSTNAME", input.hostname);
-    for entry in &input.image.env {
-        let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
-        check_env(key, value)?;
-        set(key, value);
-    }
-    for entry in &input.config.envs {
-        let value = std::str::from_utf8(&entry.value)
-            .map_err(|_| RequestError::invalid(format!("envs: the value of {:?} is not UTF-8", entry.key)))?;
-        check_env(&entry.key, value)?;
-        set(&entry.key, value);
-    }
-    for (key, value) in &input.cdi.env {
-        check_env(key, value)?;
-        set(key, value);
-    }
-    if !list.iter().any(|(key, _)| key == "HOME") {
-        list.push(("HOME".to_owned(), input.home.to_owned()));
-    }
-    Ok(list.into_iter().map(|(key, value)| format!("{key}={value}")).collect())
-}
-
-fn check_env(key: &str, value: &str) -> Result<(), RequestError> {
-    if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-        return Err(RequestError::invalid(format!("envs: {key:?} is not an environment variable")));
-    }
-    Ok(())
 }
 
 /// CRI's order: everything when ALL is added, nothing when ALL is dropped, then single adds, then single drops.

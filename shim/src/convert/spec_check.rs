@@ -5,6 +5,9 @@ use crisp_proto::runtime::v1 as cri;
 use super::{sandbox::check_absolute, spec::security, spec_devices, spec_mount_check};
 use crate::error::RequestError;
 
+/// Longest name of a container, in bytes: as for a sandbox, far more than Kubernetes allows.
+const NAME_BYTES: usize = 1024;
+
 /// Which PID namespace the container lives in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PidMode {
@@ -29,11 +32,13 @@ pub fn check(
     let Some(metadata) = &config.metadata else {
         return Err(RequestError::invalid("container config: metadata is missing"));
     };
-    if metadata.name.is_empty() || metadata.name.chars().any(char::is_control) {
+    let name = &metadata.name;
+    if name.is_empty() || name.len() > NAME_BYTES || name.chars().any(char::is_control) {
         return Err(RequestError::invalid(
-            "container config: metadata.name is empty or has control characters",
+            "container config: metadata.name is empty, too long or has control characters",
         ));
     }
+    super::sandbox::check_notes(&config.labels, &config.annotations)?;
     if config.image.as_ref().is_none_or(|image| image.image.is_empty()) {
         return Err(RequestError::invalid("container config: image.image is empty"));
     }

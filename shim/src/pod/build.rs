@@ -5,7 +5,7 @@
 //! whatever happens, `teardown` can undo from the record alone.
 
 use std::{
-    fs,
+    fs, io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::DirBuilderExt,
@@ -185,7 +185,7 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
     record.cgroup_made =
         match record.cgroup_parent.strip_prefix(&default).is_some_and(|rest| rest.starts_with('/')) {
             true => Some(default),
-            false => node.cgroups.topmost_missing(&record.cgroup_parent).stage("cgroup_parent")?,
+            false => node.cgroups.claim(&record.cgroup_parent).stage("cgroup_parent")?,
         };
     record::write(&dir.record(), record).stage("building")?;
     watch.lap("record");
@@ -202,10 +202,22 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
     // that can go wrong, because it is never taken away again.
     let logs = &record.config.log_directory;
     if !logs.is_empty() {
+        check_log_directory(logs)?;
         fs::create_dir_all(logs).stage(format_args!("log_directory {logs}"))?;
     }
     record::write(&dir.record(), record).stage("building")?;
     Ok(created)
+}
+
+/// The directory itself is no symbolic link: a workload that can write where the pods' logs are must not choose where
+/// they go. What lies above it is the operator's.
+fn check_log_directory(path: &str) -> Result<(), RequestError> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(RequestError::invalid(format!("log_directory {path} is there and is no directory"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).stage(format_args!("log_directory {path}")),
+    }
 }
 
 fn write_files(dir: &PodDir, record: &SandboxRecord, plan: &SandboxPlan) -> Result<(), RequestError> {

@@ -20,10 +20,24 @@ pub fn code(class: Class) -> Code {
     }
 }
 
+/// How many bytes of an error's text are kept at its beginning and at its end. It travels as an HTTP/2 header, three
+/// bytes for one at worst, and clients take 16 KiB of headers; the text may quote what the client has sent.
+const KEPT_BYTES: (usize, usize) = (3 << 10, 1 << 10);
+
 impl From<RequestError> for Status {
     fn from(error: RequestError) -> Status {
-        Status::new(code(error.class), error.text)
+        Status::new(code(error.class), shortened(error.text))
     }
+}
+
+/// The stage at the beginning and the cause at the end stay; the middle of a long text goes.
+fn shortened(text: String) -> String {
+    let (head, tail) = KEPT_BYTES;
+    if text.len() <= head + tail {
+        return text;
+    }
+    let (head, tail) = (text.floor_char_boundary(head), text.ceil_char_boundary(text.len() - tail));
+    format!("{} [{} bytes left out] {}", &text[..head], tail - head, &text[tail..])
 }
 
 /// CRI: stopping and removing what is not there is success.
@@ -55,6 +69,18 @@ mod tests {
         ] {
             assert_eq!(Status::from(RequestError::new(class, "x")).code(), want);
         }
+    }
+
+    #[test]
+    fn a_long_text_keeps_its_ends_and_fits_a_header() {
+        for filling in ["x", "\u{fc}", "\u{1f980}"] {
+            let text = format!("stage: {}: cause", filling.repeat(1 << 20));
+            let status = Status::from(RequestError::unknown(text));
+            let message = status.message();
+            assert!(message.starts_with("stage: ") && message.ends_with(": cause"), "{message}");
+            assert!(message.len() < 5 << 10);
+        }
+        assert_eq!(Status::from(RequestError::unknown("short")).message(), "short");
     }
 
     #[test]

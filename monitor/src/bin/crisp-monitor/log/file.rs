@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
-use nix::unistd::{Whence, ftruncate, lseek, write};
+use nix::unistd::{Whence, ftruncate, geteuid, lseek, write};
 
 /// Why a log file cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +160,8 @@ fn make_parents(root: &OwnedFd, parents: &Path) -> Result<(), (PathBuf, Errno)> 
     Ok(())
 }
 
-/// A hard link would let whoever made it choose a file of the host; a device or FIFO is no log.
+/// A hard link would let whoever made it choose a file of the host; a device or FIFO is no log; a file that somebody
+/// else has put there stays readable and writable to them.
 fn check(file: &OwnedFd) -> Result<(), &'static str> {
     let stat = fstat(file).map_err(|_| "its attributes cannot be read")?;
     if stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFREG.bits() {
@@ -168,6 +169,9 @@ fn check(file: &OwnedFd) -> Result<(), &'static str> {
     }
     if stat.st_nlink != 1 {
         return Err("has more than one hard link");
+    }
+    if stat.st_uid != geteuid().as_raw() {
+        return Err("belongs to somebody else");
     }
     Ok(())
 }
@@ -219,6 +223,8 @@ mod tests {
         std::fs::hard_link(&victim, logs.join("hard")).unwrap();
         std::fs::create_dir(logs.join("folder")).unwrap();
         nix::unistd::mkfifo(&logs.join("fifo"), Mode::S_IRWXU).unwrap();
+        std::fs::write(logs.join("others"), "").unwrap();
+        std::os::unix::fs::chown(logs.join("others"), Some(4321), None).unwrap();
         let victim_path = victim.to_str().unwrap();
         for name in [
             "link",
@@ -227,6 +233,7 @@ mod tests {
             "hard",
             "folder",
             "fifo",
+            "others",
             "../victim",
             "a/../../x",
             "",
