@@ -52,6 +52,8 @@ pub struct Cri {
     executor: Arc<Runtime>,
     runtime: RuntimeServiceClient<Channel>,
     image: ImageServiceClient<Channel>,
+    /// See [`Cri::within`].
+    limit: Option<Duration>,
 }
 
 macro_rules! calls {
@@ -64,7 +66,11 @@ macro_rules! calls {
                 /// The daemon's answer, or the transport's failure.
                 pub fn $name(&self, request: cri::$request) -> Reply<cri::$response> {
                     let mut client = self.$service.clone();
-                    let reply = self.executor.block_on(client.$name(Request::new(request)))?;
+                    let mut request = Request::new(request);
+                    if let Some(limit) = self.limit {
+                        request.set_timeout(limit);
+                    }
+                    let reply = self.executor.block_on(client.$name(request))?;
                     Ok(reply.into_inner())
                 }
             )*
@@ -92,6 +98,7 @@ calls! {
     runtime.reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
     runtime.exec_sync(ExecSyncRequest) -> ExecSyncResponse;
     runtime.attach(AttachRequest) -> AttachResponse;
+    runtime.checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
     runtime.container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
     runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
     runtime.pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
@@ -183,18 +190,13 @@ impl Cri {
         let entered = executor.enter();
         let (runtime, image) = clients(channel(socket));
         drop(entered);
-        Ok(Self { executor: Arc::new(executor), runtime, image })
+        Ok(Self { executor: Arc::new(executor), runtime, image, limit: None })
     }
 
-    /// Stops a container, and gives the call up after `limit`.
-    ///
-    /// # Errors
-    /// The daemon's answer; `DeadlineExceeded` or `Cancelled` when it came too late.
-    pub fn stop_container_within(&self, request: cri::StopContainerRequest, limit: Duration) -> Reply<()> {
-        let mut request = Request::new(request);
-        request.set_timeout(limit);
-        let mut client = self.runtime.clone();
-        self.executor.block_on(client.stop_container(request)).map(|_| ())
+    /// The same client, which gives each call up after `limit`, with `Cancelled` or `DeadlineExceeded`.
+    #[must_use]
+    pub fn within(&self, limit: Duration) -> Self {
+        Self { limit: Some(limit), ..self.clone() }
     }
 
     /// Begins to listen to events.

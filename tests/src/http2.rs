@@ -6,6 +6,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -92,9 +93,15 @@ pub fn message(bytes: &[u8]) -> Vec<u8> {
     [&[0][..], &(bytes.len() as u32).to_be_bytes(), bytes].concat()
 }
 
-/// A connection.
+/// A connection; dropping it closes it, also for whoever reads it aside.
 #[derive(Debug)]
 pub struct Connection(UnixStream);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
 
 impl Connection {
     /// Connects and says nothing.
@@ -126,6 +133,15 @@ impl Connection {
     /// The server has closed the connection.
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.0.write_all(bytes)?)
+    }
+
+    /// Reads and drops whatever comes, on a thread of its own, until the connection is closed.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn read_aside(&self) -> Result<JoinHandle<()>> {
+        let mut reader = Self(self.0.try_clone()?);
+        Ok(thread::spawn(move || while matches!(reader.receive(), Ok(Some(_))) {}))
     }
 
     /// Says that nothing more will come.

@@ -11,7 +11,8 @@ use crate::node::{Node, Pod};
 use crate::wait;
 
 /// What the running container does: one line, then nothing until it is asked to end. Its processes stay the same.
-const PROGRAM: &str = "trap 'exit 11' TERM; echo alive; sleep 1000000 & wait";
+const PROGRAM: &str = "trap 'exit 11' TERM; sleep 1000000 & until grep -q sleep /proc/$!/comm; do :; done; \
+                       echo alive; wait";
 
 /// The pod, and how it was.
 #[derive(Debug)]

@@ -7,6 +7,7 @@
 //! (default), `controllers` (only tests that need cgroup controllers) or `no-controllers` (only the others).
 
 mod apparmor;
+mod broken_records;
 mod case;
 mod cdi;
 mod cgroups;
@@ -16,15 +17,22 @@ mod credentials;
 mod crictl;
 mod daemon;
 mod devices;
+mod disturbances;
+mod floods;
+mod given_up;
 mod hostile_accounts;
+mod ids;
 mod limits;
+mod log_paths;
 mod logs;
 mod mount_requests;
 mod network;
+mod pairs;
 mod planted;
 mod play;
 mod pods;
 mod processes;
+mod programs;
 mod propagation;
 mod pulls;
 mod races;
@@ -36,6 +44,7 @@ mod seccomp;
 mod stops;
 mod sysctls;
 mod terminal;
+mod transport;
 mod untouched;
 mod volumes;
 
@@ -51,9 +60,14 @@ fn main() -> ExitCode {
     let all = [
         contract::CASES,
         processes::CASES,
+        programs::CASES,
         sandbox::CASES,
         container::CASES,
         devices::CASES,
+        disturbances::CASES,
+        floods::CASES,
+        given_up::CASES,
+        ids::CASES,
         cdi::CASES,
         pods::CASES,
         crictl::CASES,
@@ -61,8 +75,10 @@ fn main() -> ExitCode {
         network::CASES,
         cgroups::CASES,
         limits::CASES,
+        log_paths::CASES,
         reports::CASES,
         pulls::CASES,
+        pairs::CASES,
         restart::CASES,
         seccomp::CASES,
         apparmor::CASES,
@@ -70,7 +86,7 @@ fn main() -> ExitCode {
         stops::CASES,
         sysctls::CASES,
         hostile_accounts::CASES,
-        stops::CASES,
+        transport::CASES,
         volumes::CASES,
         terminal::CASES,
         races::CASES,
@@ -79,6 +95,7 @@ fn main() -> ExitCode {
         mount_requests::CASES,
         refusals::CASES,
         daemon::CASES,
+        broken_records::CASES,
         untouched::CASES,
     ];
     let trials = case::trials(all.into_iter().flatten());

@@ -74,12 +74,8 @@ fn client_gone(node: &mut Node) -> Result<()> {
     let pod = node.run_pod("client-gone")?;
     let id = node.launch(&pod, "c", "busybox", &["sh", "-c", COUNTING])?;
     crate::logs::wait_for_lines(node, &id, 1)?;
-    let request = cri::StopContainerRequest { container_id: id.clone(), timeout: 2 };
-    let given_up = node.cri().stop_container_within(request, Duration::from_millis(200));
-    ensure!(
-        given_up
-            .is_err_and(|status| status.code() == Code::DeadlineExceeded || status.code() == Code::Cancelled)
-    );
+    let given_up = node.cri().within(Duration::from_millis(200)).stop(&id, 2);
+    ensure!(given_up.is_err_and(|status| matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled)));
     let status = node.wait_for_exit(&id)?;
     ensure!(status.exit_code == 137, "{status:?}");
     let said: Vec<_> = crate::logs::read(node, &id)?.into_iter().map(|line| line.content).collect();

@@ -1,0 +1,181 @@
+//! All pairs of calls on one object at once: what comes out is what one of the two orders would have given.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use crisp_proto::runtime::v1 as cri;
+use crisp_tests::cri::{Cri, Reply, container_config};
+use crisp_tests::node::{Node, Pod};
+use crisp_tests::random::rounds;
+use crisp_tests::untouched;
+use tonic::Code;
+
+use crate::case::Case;
+
+/// The tests of this file.
+pub(crate) const CASES: &[Case] =
+    &[Case { name: "c17_all_pairs_of_calls_are_linearizable", needs: &[], images: &["busybox"], run: pairs }];
+
+/// Races of each pair in each state; `CRISP_ROUNDS` sets another number (1000 for the long run).
+const PAIR_ROUNDS: usize = 1;
+
+const REMOVE_POD: &str = "RemovePodSandbox";
+
+/// One sandbox with one container.
+struct Object {
+    pod: Pod,
+    container: String,
+    config: cri::ContainerConfig,
+}
+
+type Call = (&'static str, fn(&Cri, &Object) -> Reply<()>);
+
+const CALLS: &[Call] = &[
+    ("RunPodSandbox", |cri, object| cri.run_pod(&object.pod.config).map(drop)),
+    ("CreateContainer", |cri, object| {
+        cri.create(&object.pod.id, &object.config, &object.pod.config).map(drop)
+    }),
+    ("StartContainer", |cri, object| cri.start(&object.container)),
+    ("StopContainer", |cri, object| cri.stop(&object.container, 0)),
+    ("RemoveContainer", |cri, object| cri.remove(&object.container)),
+    ("StopPodSandbox", |cri, object| cri.stop_pod(&object.pod.id)),
+    (REMOVE_POD, |cri, object| cri.remove_pod(&object.pod.id)),
+    ("UpdateContainerResources", |cri, object| {
+        let request = cri::UpdateContainerResourcesRequest {
+            container_id: object.container.clone(),
+            linux: Some(cri::LinuxContainerResources::default()),
+            ..Default::default()
+        };
+        cri.update_container_resources(request).map(drop)
+    }),
+    ("UpdatePodSandboxResources", |cri, object| {
+        let pod_sandbox_id = object.pod.id.clone();
+        let request = cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id, ..Default::default() };
+        cri.update_pod_sandbox_resources(request).map(drop)
+    }),
+    ("ReopenContainerLog", |cri, object| {
+        let container_id = object.container.clone();
+        cri.reopen_container_log(cri::ReopenContainerLogRequest { container_id }).map(drop)
+    }),
+    ("ExecSync", |cri, object| cri.exec(&object.container, &["true"]).map(drop)),
+    ("ContainerStatus", |cri, object| cri.container(&object.container).map(drop)),
+    ("PodSandboxStatus", |cri, object| cri.pod(&object.pod.id).map(drop)),
+    ("ContainerStats", |cri, object| {
+        let container_id = object.container.clone();
+        cri.container_stats(cri::ContainerStatsRequest { container_id }).map(drop)
+    }),
+    ("PodSandboxStats", |cri, object| {
+        let pod_sandbox_id = object.pod.id.clone();
+        cri.pod_sandbox_stats(cri::PodSandboxStatsRequest { pod_sandbox_id }).map(drop)
+    }),
+    ("ListContainers", |cri, _| cri.containers().map(drop)),
+];
+
+/// Calls that only look, or that the end of the container may cut short: of them an error is always an answer.
+const FRAGILE: &[&str] = &["ExecSync", "ContainerStats", "PodSandboxStats", "ReopenContainerLog"];
+/// Codes that a refused call may have. Anything else is a fault of the daemon's.
+const REFUSALS: [Code; 5] =
+    [Code::NotFound, Code::FailedPrecondition, Code::AlreadyExists, Code::Unavailable, Code::Unknown];
+
+/// What two calls came to: whether each was done, and what is left.
+type Outcome = (Option<bool>, Option<bool>, Option<i32>, Option<i32>);
+
+fn make(node: &Node, name: &str, running: bool) -> Result<Object> {
+    let pod = node.run_pod(name)?;
+    let config = container_config("c", "busybox", &["sleep", "3600"]);
+    let container = node.cri().create(&pod.id, &config, &pod.config)?;
+    if running {
+        node.cri().start(&container)?;
+    }
+    Ok(Object { pod, container, config })
+}
+
+/// Whether a call was done; `None` where that says nothing.
+fn done(call: &Call, reply: Reply<()>) -> Result<Option<bool>> {
+    if let Err(status) = &reply {
+        ensure!(REFUSALS.contains(&status.code()), "{}: {status:?}", call.0);
+    }
+    Ok((!FRAGILE.contains(&call.0)).then_some(reply.is_ok()))
+}
+
+/// What is left, and takes that away.
+fn left(node: &Node, object: &Object) -> Result<(Option<i32>, Option<i32>)> {
+    let pods = node.cri().pods()?;
+    let pod = pods.iter().find(|one| one.id == object.pod.id).map(|one| one.state);
+    let containers = node.cri().containers()?;
+    let container = containers.iter().find(|one| one.id == object.container).map(|one| one.state);
+    // What a call has made anew has the same names, and other ids.
+    for one in pods.iter().filter(|one| one.metadata == object.pod.config.metadata) {
+        node.cri().remove_pod(&one.id).context("take away what is left")?;
+    }
+    let again = node.cri().containers()?;
+    ensure!(again.iter().all(|one| one.pod_sandbox_id != object.pod.id), "a container without its sandbox");
+    Ok((pod, container))
+}
+
+fn pairs(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, _| {
+        for (at, first) in CALLS.iter().enumerate() {
+            for second in &CALLS[at..] {
+                for running in [false, true] {
+                    pair(node, first, second, running)
+                        .with_context(|| format!("{} and {}, running: {running}", first.0, second.0))?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn pair(node: &Node, first: &Call, second: &Call, running: bool) -> Result<()> {
+    let mut allowed: BTreeSet<Outcome> = BTreeSet::new();
+    for turned in [false, true] {
+        let object = make(node, "pair", running)?;
+        let (a, b) = if turned {
+            let b = done(second, second.1(node.cri(), &object))?;
+            (done(first, first.1(node.cri(), &object))?, b)
+        } else {
+            (done(first, first.1(node.cri(), &object))?, done(second, second.1(node.cri(), &object))?)
+        };
+        let (pod, container) = left(node, &object)?;
+        allowed.insert((a, b, pod, container));
+    }
+    for (removal, other) in [(first, second), (second, first)] {
+        if removal.0 != REMOVE_POD {
+            continue;
+        }
+        // It is a stop and a removal, and the other call may come between the two.
+        let object = make(node, "pair", running)?;
+        node.cri().stop_pod(&object.pod.id)?;
+        let between = done(other, other.1(node.cri(), &object))?;
+        let removed = done(removal, removal.1(node.cri(), &object))?;
+        let (pod, container) = left(node, &object)?;
+        let (a, b) = if removal.0 == first.0 { (removed, between) } else { (between, removed) };
+        allowed.insert((a, b, pod, container));
+    }
+    for round in 0..rounds(PAIR_ROUNDS) {
+        let object = make(node, "pair", running)?;
+        let (a, b) = std::thread::scope(|scope| {
+            let call = |call: &'static Call| {
+                let (cri, object) = (node.cri(), &object);
+                scope.spawn(move || call.1(cri, object))
+            };
+            let (a, b) = (call(find(first)), call(find(second)));
+            (a.join(), b.join())
+        });
+        let a = done(first, a.map_err(|_| anyhow!("a client panicked"))?)?;
+        let b = done(second, b.map_err(|_| anyhow!("a client panicked"))?)?;
+        let (pod, container) = left(node, &object)?;
+        let outcome = (a, b, pod, container);
+        ensure!(
+            allowed.contains(&outcome),
+            "round {round}: {outcome:?}, and one after the other {allowed:?}"
+        );
+    }
+    Ok(())
+}
+
+/// The same entry of the table, for as long as a thread may want it.
+fn find(call: &Call) -> &'static Call {
+    CALLS.iter().find(|one| one.0 == call.0).unwrap_or(&CALLS[0])
+}
