@@ -60,7 +60,7 @@ fn main() {
 
 fn one(network: &Network, ipam: &Ipam, folder: &Path, id: &str) -> Times {
     let pin = |kind: &str| Some(folder.join(format!("{id}-{kind}")));
-    let pins = Pins { net: pin("net"), ipc: pin("ipc"), uts: pin("uts") };
+    let pins = Pins { net: pin("net"), ipc: pin("ipc"), uts: pin("uts"), user: None };
     let (name, sysctls, lease) = (format!("cr{id}"), network.sysctls(), ipam.allocate().unwrap());
 
     let bare = timed(|| {
@@ -75,6 +75,7 @@ fn one(network: &Network, ipam: &Ipam, folder: &Path, id: &str) -> Times {
         hostname: Some("pod"),
         sysctls: &sysctls,
         pins: pins.clone(),
+        origin: None,
     };
     let (mut created, ()) = create(&request, |_| Ok::<_, NamespaceError>(())).unwrap();
     let made = begin.elapsed();

@@ -1,5 +1,5 @@
-//! Network, IPC and UTS namespaces: making them on a thread of their own, holding them by file descriptors and pins,
-//! running code inside one.
+//! Network, IPC and UTS namespaces: making them on a thread of their own (or joining those that a process of another
+//! user namespace has made), holding them by file descriptors and pins, running code inside one.
 //!
 //! ```text
 //!  caller's thread            fresh thread (never used again)
@@ -18,7 +18,7 @@ mod pin;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use crisp_sys::netlink::{Netlink, NetlinkError};
@@ -28,8 +28,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::link;
 use crate::sysctl::{Owner, Sysctl, SysctlError};
 
-use pin::{Pinned, open_pin};
-pub use pin::{ensure_pin_dir, unpin};
+use pin::Pinned;
+pub use pin::{ensure_pin_dir, open_pin, unpin};
 
 /// HOST_NAME_MAX of Linux: sethostname(2) takes no more bytes.
 const HOSTNAME_MAX: usize = 64;
@@ -43,11 +43,13 @@ pub struct Pins {
     pub ipc: Option<PathBuf>,
     /// The UTS namespace.
     pub uts: Option<PathBuf>,
+    /// The user namespace that owns them.
+    pub user: Option<PathBuf>,
 }
 
 impl Pins {
     fn paths(&self) -> impl Iterator<Item = &Path> {
-        [&self.net, &self.ipc, &self.uts].into_iter().flatten().map(PathBuf::as_path)
+        [&self.net, &self.ipc, &self.uts, &self.user].into_iter().flatten().map(PathBuf::as_path)
     }
 }
 
@@ -67,6 +69,19 @@ pub struct Request<'a> {
     pub sysctls: &'a [(String, String)],
     /// Where to pin what is made.
     pub pins: Pins,
+    /// Who has made the namespaces, if they are to be those of another user namespace: joined then, not made.
+    pub origin: Option<Origin<'a>>,
+}
+
+/// A process that has made namespaces in a user namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// Its pidfd.
+    pub process: BorrowedFd<'a>,
+    /// The user namespace.
+    pub user: BorrowedFd<'a>,
+    /// What root of that namespace is outside: the kernel lets nobody else write the settings of its IPC namespaces.
+    pub root: u32,
 }
 
 /// Namespaces held open. Dropping this closes the descriptors; pins stay until [`unpin`]. While the network
@@ -225,7 +240,8 @@ fn on_fresh_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Namesp
 fn check(request: &Request<'_>) -> Result<Vec<(Sysctl, String)>, NamespaceError> {
     let refuse = |reason| Err(NamespaceError::Request { reason });
     let pins = &request.pins;
-    if [(&pins.net, request.net), (&pins.ipc, request.ipc), (&pins.uts, request.uts)]
+    let user = request.origin.is_some();
+    if [(&pins.net, request.net), (&pins.ipc, request.ipc), (&pins.uts, request.uts), (&pins.user, user)]
         .iter()
         .any(|(pin, wanted)| pin.is_some() && !wanted)
     {
@@ -258,11 +274,13 @@ fn make(request: &Request<'_>, sysctls: &[(Sysctl, String)]) -> Result<(Created,
     flags.set(CloneFlags::CLONE_NEWNET, request.net);
     flags.set(CloneFlags::CLONE_NEWIPC, request.ipc);
     flags.set(CloneFlags::CLONE_NEWUTS, request.uts);
-    unshare(flags).map_err(|source| NamespaceError::Call {
-        call: "unshare",
-        object: format!("{flags:?}"),
-        source,
-    })?;
+    let (call, entered) = match &request.origin {
+        None => ("unshare", unshare(flags)),
+        // No namespace at all would be taken for all of them.
+        Some(_) if flags.is_empty() => ("setns", Ok(())),
+        Some(origin) => ("setns", setns(origin.process, flags)),
+    };
+    entered.map_err(|source| NamespaceError::Call { call, object: format!("{flags:?}"), source })?;
     let open = |wanted: bool, kind| wanted.then(|| open_own(kind)).transpose();
     let mut created = Created {
         net: open(request.net, "net")?,
@@ -281,7 +299,10 @@ fn make(request: &Request<'_>, sysctls: &[(Sysctl, String)]) -> Result<(Created,
         created.socket = Some(socket_with_loopback_up()?);
     }
     for (sysctl, value) in sysctls {
-        sysctl.write(value)?;
+        match &request.origin {
+            None => sysctl.write(value)?,
+            Some(origin) => write_as_root_of(origin, sysctl, value)?,
+        }
     }
     let mut pinned = Pinned::default();
     for (pin, kind) in [(&request.pins.net, "net"), (&request.pins.ipc, "ipc"), (&request.pins.uts, "uts")] {
@@ -289,7 +310,31 @@ fn make(request: &Request<'_>, sysctls: &[(Sysctl, String)]) -> Result<(Created,
             pinned.pin(&own(kind), path)?;
         }
     }
+    if let (Some(path), Some(origin)) = (&request.pins.user, &request.origin) {
+        pinned.pin(Path::new(&format!("/proc/self/fd/{}", origin.user.as_raw_fd())), path)?;
+    }
     Ok((created, pinned))
+}
+
+/// Writes a setting that belongs to the root of another user namespace, or to the host's: kernels differ in that.
+fn write_as_root_of(origin: &Origin<'_>, sysctl: &Sysctl, value: &str) -> Result<(), NamespaceError> {
+    match sysctl.write(value) {
+        Err(SysctlError::Write { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
+        other => return Ok(other?),
+    }
+    let become_user = |uid| {
+        crisp_sys::process::set_effective_uid_of_thread(uid).map_err(|error| NamespaceError::Call {
+            call: "setresuid",
+            object: uid.to_string(),
+            source: error.errno,
+        })
+    };
+    let own = nix::unistd::geteuid().as_raw();
+    // This thread alone, which ends with its job.
+    become_user(origin.root)?;
+    let written = sysctl.write(value);
+    become_user(own)?;
+    Ok(written?)
 }
 
 /// The calling thread's namespace of one kind.

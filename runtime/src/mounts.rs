@@ -62,9 +62,20 @@ impl Source {
         &self,
         namespace: &dyn Fn(&IdMappings) -> Result<OwnedFd, PlanError>,
     ) -> Result<Opened, PlanError> {
-        let failed = |what, error: SysError| SysError::new(what, self.path.to_string_lossy(), error.errno);
         let fd = crisp_sys::mount::open_tree_clone(None, &self.path, self.recursive)
-            .map_err(|error| failed("mount source", error))?;
+            .map_err(|error| SysError::new("mount source", self.path.to_string_lossy(), error.errno))?;
+        self.finish(fd, namespace)
+    }
+
+    /// Gives a detached mount of the source the ids that it is to have.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn finish(
+        &self,
+        fd: OwnedFd,
+        namespace: &dyn Fn(&IdMappings) -> Result<OwnedFd, PlanError>,
+    ) -> Result<Opened, PlanError> {
         if let Some(IdMap { mappings, recursive }) = &self.idmap {
             let userns = namespace(mappings)?;
             let change = AttrChange { userns: Some(userns.as_fd()), ..AttrChange::default() };
@@ -73,7 +84,7 @@ impl Source {
                     format!("mount source {}", self.path.display()),
                     "its file system has no id-mapped mounts on this kernel",
                 ),
-                _ => failed("id-map mount source", error).into(),
+                _ => SysError::new("id-map mount source", self.path.to_string_lossy(), error.errno).into(),
             })?;
         }
         Ok(Opened::new(fd)?)

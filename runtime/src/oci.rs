@@ -24,7 +24,7 @@ pub use resources::{device_rules, resources};
 pub use user::id_mappings;
 
 use crate::error::PlanError;
-use crate::mounts::{Opened, Ready, Source};
+use crate::mounts::{Ready, Source};
 use crate::nodes::Made;
 use crate::plan::{self, Directory, Kind, Op, PathOnly, Pivot, Plan, RootMount};
 use crate::userns::IdMappings;
@@ -57,9 +57,8 @@ pub struct Planned {
 
 impl Planned {
     /// Opens or makes all descriptors of the plan but the root's, in order, and notes in the plan which sources are
-    /// directories. Those in `ready` have been opened by the caller: detached mounts, taken by path and target, with
-    /// the ids that they are to have. `namespace` gives a user namespace with a mapping, for id-mapped mounts and for
-    /// the container.
+    /// directories. Those in `ready` have been opened by the caller: detached mounts, taken by path and target.
+    /// `namespace` gives a user namespace with a mapping, for id-mapped mounts and for the container.
     ///
     /// # Errors
     /// The first path that cannot be opened or id-mapped; a mount in `ready` that the plan has no place for; the first
@@ -73,7 +72,7 @@ impl Planned {
         for source in &self.sources {
             let at = ready.iter().position(|it| it.path == source.path && it.target == source.target);
             opened.push(match at {
-                Some(at) => Opened::new(ready.remove(at).fd)?,
+                Some(at) => source.finish(ready.remove(at).fd, namespace)?,
                 None => source.open(namespace)?,
             });
         }

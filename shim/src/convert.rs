@@ -16,3 +16,4 @@ pub mod spec_devices;
 mod spec_mount_check;
 pub mod spec_mounts;
 pub mod status;
+pub mod userns;

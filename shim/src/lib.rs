@@ -22,6 +22,7 @@ pub mod server;
 mod setup;
 pub mod systemd;
 pub mod time;
+mod user_namespaces;
 
 use std::{
     fs,

@@ -12,7 +12,10 @@ use crisp_runtime::cgroup::DeviceProgram;
 use crate::{
     cgroups::{Cgroups, parent::Driver},
     config::Config,
-    convert::sandbox::{self, SandboxPlan},
+    convert::{
+        self,
+        sandbox::{self, SandboxPlan},
+    },
     error::{Class, RequestError, Stage},
     events::Events,
     id::{self, Id},
@@ -63,6 +66,8 @@ pub struct Node {
     pub held_capabilities: u64,
     /// What the kernel's security modules mean for containers.
     pub lsm: Lsm,
+    /// Whether pods can have user namespaces; the reason if not.
+    pub user_namespaces: Result<(), String>,
     /// Who is told what happens.
     pub events: Events,
     index: RwLock<Index>,
@@ -91,6 +96,8 @@ pub struct Parts {
     pub monitor: PathBuf,
     /// See [`Node::held_capabilities`].
     pub held_capabilities: u64,
+    /// See [`Node::user_namespaces`].
+    pub user_namespaces: Result<(), String>,
 }
 
 impl Node {
@@ -110,6 +117,7 @@ impl Node {
             monitor: parts.monitor,
             held_capabilities: parts.held_capabilities,
             lsm: Lsm::detect(),
+            user_namespaces: parts.user_namespaces,
             events: Events::default(),
             index: RwLock::default(),
         })
@@ -142,6 +150,10 @@ impl Node {
         let plan = sandbox::plan(&config)?;
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         self.lsm.check_selinux(security.and_then(|security| security.selinux_options.as_ref()))?;
+        if let (Some(_), Err(reason)) = (&plan.user, &self.user_namespaces) {
+            let field = convert::userns::FIELD;
+            return Err(RequestError::precondition(format!("{field}: not possible on this node: {reason}")));
+        }
         loop {
             let pod = self.find_or_build(config.clone(), plan.clone())?;
             // A pod that was found on its way out has freed its name: the request is then as good as the first one.

@@ -26,7 +26,7 @@ use crate::{
     id::hex,
     node::{Node, Parts, blocking},
     record::StateDir,
-    systemd,
+    systemd, user_namespaces,
 };
 
 /// Controllers that CRI's limits need.
@@ -59,6 +59,11 @@ fn make(config: Config) -> Result<(Arc<Node>, Locks), RequestError> {
     let options = StoreOptions { pinned: pinned(&config)?, ..StoreOptions::default() };
     let store =
         Store::open_with(&root, options).stage(format_args!("open the images in {}", root.display()))?;
+    let monitor = monitor(&config)?;
+    let user_namespaces = user_namespaces::probe(&monitor, &store);
+    if let Err(reason) = &user_namespaces {
+        tracing::info!(reason, "no user namespaces for pods");
+    }
     let node = Node::new(Parts {
         instance: instance(&root)?,
         boot_id: boot_id.trim().to_owned(),
@@ -67,7 +72,8 @@ fn make(config: Config) -> Result<(Arc<Node>, Locks), RequestError> {
         ipam,
         cgroups,
         device_program: device_program(&config)?,
-        monitor: monitor(&config)?,
+        monitor,
+        user_namespaces,
         held_capabilities: held_capabilities()?,
         config,
     });

@@ -62,6 +62,14 @@ pub fn pipe2(nonblocking: bool) -> Result<(OwnedFd, OwnedFd), SysError> {
     nix::unistd::pipe2(flags).on("pipe2", String::new)
 }
 
+/// A second descriptor for the same open file.
+///
+/// # Errors
+/// `EMFILE`.
+pub fn duplicate(fd: impl AsFd) -> Result<OwnedFd, SysError> {
+    fd.as_fd().try_clone_to_owned().map_err(|error| SysError::io("fcntl", "F_DUPFD_CLOEXEC", &error))
+}
+
 /// Switches `O_NONBLOCK` of the open file (shared by every duplicate of the descriptor).
 ///
 /// # Errors

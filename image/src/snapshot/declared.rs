@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crisp_sys::path::{OFlag, Root};
 use crisp_sys::{Errno, SysError};
+use rustix::fs::{AtFlags, CWD, Gid, Uid};
 
 use super::{Snapshot, SnapshotError, copy};
 use crate::rooted;
@@ -16,7 +17,8 @@ use crate::rooted;
 impl Snapshot {
     /// Makes the directory of the `number`th declared volume, a copy of what `root` (the container's merged tree, in
     /// which nothing runs yet) shows at `path`, an absolute path. The look-up stays inside `root` whatever links are
-    /// on the way (CVE-2022-23648). Where the image has nothing, it is empty, root's, mode 0755.
+    /// on the way (CVE-2022-23648). Where the image has nothing, it is empty, mode 0755,
+    /// and belongs to whom the tree's root does.
     ///
     /// # Errors
     /// [`SnapshotError::Declared`]: something else than a directory is there, or the copy went wrong.
@@ -48,7 +50,16 @@ impl Snapshot {
                 copy::tree(source.as_fd(), target.as_fd())
                     .map_err(failed("copy what the image has there"))?;
             }
-            Err(error) if error.errno == Errno::ENOENT => {}
+            // The merged tree's root belongs to root as the container's processes know it.
+            Err(error) if error.errno == Errno::ENOENT => {
+                let owner = rustix::fs::statat(root, c"", AtFlags::EMPTY_PATH);
+                owner
+                    .and_then(|owner| {
+                        let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+                        rustix::fs::chownat(CWD, &made, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                    })
+                    .map_err(|error| failed("set the owner")(error.into()))?;
+            }
             Err(error) => return Err(failed("look up")(plain(&error))),
         }
         Ok(made)

@@ -22,7 +22,8 @@ static NO_LOWERDIR_ADD: AtomicBool = AtomicBool::new(false);
 /// The features that make an upper directory useless or dangerous outside the mount that wrote it are
 /// off whatever the kernel's defaults are: redirects and metadata-only copies in a layer could name
 /// paths that the layer has no right to.
-const OFF: [(&str, &str); 3] = [("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow")];
+pub(super) const OFF: [(&str, &str); 3] =
+    [("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow")];
 
 pub(super) fn mount(snapshot: &Snapshot, readonly: bool) -> Result<OwnedFd, SnapshotError> {
     if readonly && let [single] = snapshot.lowers() {

@@ -48,7 +48,7 @@ enum Way {
 
 fn check(snapshot: &Snapshot, way: Way) {
     let mount = |readonly| match way {
-        Way::Preferred => snapshot.mount(readonly).unwrap(),
+        Way::Preferred => snapshot.mount(readonly, None).unwrap(),
         Way::Old => {
             snapshot.renew_work().unwrap();
             overlay::on_thread(snapshot, readonly).unwrap()
@@ -90,10 +90,10 @@ async fn the_old_way_gives_the_same_tree() {
 async fn an_image_without_layers_is_an_empty_root() {
     let (_tmp, store, image) = store_with(Vec::new()).await;
     let snapshot = store.prepare(&image, &[], "c1").unwrap();
-    let root = snapshot.mount(false).unwrap();
+    let root = snapshot.mount(false, None).unwrap();
     fs::write(inside(&root, "f"), "x").unwrap();
     assert_eq!(fs::metadata(inside(&root, ".")).unwrap().mode() & 0o7777, 0o755);
-    let empty = snapshot.mount(true).unwrap();
+    let empty = snapshot.mount(true, None).unwrap();
     assert_eq!(fs::read_dir(inside(&empty, ".")).unwrap().count(), 0);
     assert!(fs::write(inside(&empty, "f"), "x").is_err());
 }
@@ -104,7 +104,7 @@ async fn a_hundred_and_twenty_eight_layers_mount_both_ways() {
     let (_tmp, store, image) = store_with(tars).await;
     let id = "c".repeat(64);
     let snapshot = store.prepare(&image, &[], &id).unwrap();
-    for root in [snapshot.mount(false), {
+    for root in [snapshot.mount(false, None), {
         snapshot.renew_work().unwrap();
         overlay::on_thread(&snapshot, true)
     }] {
@@ -119,7 +119,7 @@ async fn an_unmountable_snapshot_says_why() {
     let (_tmp, store, image) = store_with(three_layers()).await;
     let snapshot = store.prepare(&image, &[], "c1").unwrap();
     fs::remove_dir(snapshot.upper()).unwrap();
-    let error = snapshot.mount(false).unwrap_err();
+    let error = snapshot.mount(false, None).unwrap_err();
     assert!(error.to_string().contains("container c1"), "{error}");
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("no such file"), "{source}");
@@ -163,7 +163,7 @@ async fn r23_an_image_is_mounted_whole_or_in_part_and_never_more() {
     for layers in [volume_layers(), volume_layers().into_iter().take(1).collect(), Vec::new()] {
         let count = layers.len();
         let (_tmp, store, data) = with_volume(layers).await;
-        let volume = |path: &str| store.image_volume("c", &data, Path::new(path));
+        let volume = |path: &str| store.image_volume("c", &data, Path::new(path), None);
         let whole = volume("").unwrap();
         assert_eq!(inside(&whole, "sub/f").exists(), count > 0);
         assert!(fs::write(inside(&whole, "new"), "x").is_err(), "read-only");
@@ -190,7 +190,7 @@ async fn r23_an_image_is_mounted_whole_or_in_part_and_never_more() {
 async fn a_part_of_an_image_is_mounted_on_kernels_that_clone_no_detached_tree() {
     let (_tmp, store, data) = with_volume(volume_layers()).await;
     let layers = data.layers.iter().map(|layer| layer.directory.clone());
-    let whole = store.assemble("c", layers).mount(true).unwrap();
+    let whole = store.assemble("c", layers).mount(true, None).unwrap();
     let flags = crisp_sys::path::OFlag::O_PATH;
     let directory =
         crisp_sys::path::Root::duplicate(&whole).unwrap().open_at(Path::new("sub"), flags, 0).unwrap();
@@ -246,7 +246,7 @@ async fn r25_a_declared_volume_is_a_copy_of_what_the_image_has_there() {
         .file("file", b"1");
     let (_tmp, store, image) = store_with(vec![tar]).await;
     let snapshot = store.prepare(&image, &[], "c1").unwrap();
-    let root = snapshot.mount(false).unwrap();
+    let root = snapshot.mount(false, None).unwrap();
     let volume = |number, path: &str| snapshot.declared_volume(root.as_fd(), number, Path::new(path));
     let v = volume(0, "/v").unwrap();
     let meta = |path: PathBuf| fs::symlink_metadata(path).unwrap();

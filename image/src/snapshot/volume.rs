@@ -20,7 +20,7 @@ impl Store {
     /// A detached mount of `image`, read-only, `nosuid` and `nodev`; with a `sub_path` that is not empty only of
     /// that directory. `sub_path` is resolved with the image as root: links and dots stay inside (CVE-2021-25741's
     /// class), and what is mounted is the very directory that was found. `container_id` must have been prepared with
-    /// this image among its volumes, which keeps the layers.
+    /// this image among its volumes, which keeps the layers. `namespace` as for [`super::Snapshot::mount`].
     ///
     /// # Errors
     /// [`SnapshotError::SubPath`] when there is no such directory in the image; [`SnapshotError::Mount`].
@@ -29,10 +29,11 @@ impl Store {
         container_id: &str,
         image: &Image,
         sub_path: &Path,
+        namespace: Option<BorrowedFd<'_>>,
     ) -> Result<OwnedFd, SnapshotError> {
         let layers = image.layers.iter().map(|layer| layer.directory.clone());
         let snapshot = self.assemble(container_id, layers);
-        let whole = snapshot.mount(true)?;
+        let whole = snapshot.mount(true, namespace)?;
         let tree =
             if sub_path.as_os_str().is_empty() {
                 whole

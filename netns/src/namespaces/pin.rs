@@ -81,7 +81,10 @@ fn unpin_one(path: &Path) -> Result<(), NamespaceError> {
 }
 
 /// Opens the namespace behind a pin.
-pub(super) fn open_pin(path: &Path) -> Result<OwnedFd, NamespaceError> {
+///
+/// # Errors
+/// [`NamespaceError::PinGone`] when it is missing or holds no namespace.
+pub fn open_pin(path: &Path) -> Result<OwnedFd, NamespaceError> {
     let gone = || NamespaceError::PinGone { path: path.to_owned() };
     let file = match File::open(path) {
         Ok(file) => file,

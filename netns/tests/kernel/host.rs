@@ -53,7 +53,7 @@ impl Host {
     /// All three kinds of pins below the host's folder.
     pub(crate) fn pins(&self, name: &str) -> Pins {
         let pin = |kind: &str| Some(self.path(&format!("{name}-{kind}")));
-        Pins { net: pin("net"), ipc: pin("ipc"), uts: pin("uts") }
+        Pins { net: pin("net"), ipc: pin("ipc"), uts: pin("uts"), user: None }
     }
 
     /// Mount points below the host's folder, as the kernel lists them.

@@ -34,7 +34,11 @@ pub(super) fn plan(
     user: Option<&IdMappings>,
     kinds: &mut Vec<Kind>,
 ) -> Result<(), PlanError> {
-    let listed: Vec<Device> = devices.iter().map(device).collect::<Result<_, _>>()?;
+    let mut listed: Vec<Device> = devices.iter().map(device).collect::<Result<_, _>>()?;
+    if user.is_some() {
+        // The host's own null device among them is what everybody has: it belongs to the container.
+        listed.retain(|one| !DEFAULT.contains(&(one.path.as_str(), one.major, one.minor)));
+    }
     let at =
         |path: &'static str| mounts.iter().rev().find(move |mount| mount.destination() == Path::new(path));
     if !at("/dev").is_some_and(super::mounts::is_bind) {

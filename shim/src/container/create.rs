@@ -18,6 +18,7 @@ use crisp_runtime::{
     cgroup::Resources,
     oci,
     user::{self, GroupPolicy, UserSpec, Who},
+    userns::IdMappings,
 };
 use crisp_sys::fd::memfd_create_sealed;
 
@@ -38,6 +39,7 @@ use crate::{
     pod::View,
     record::{self, ContainerPhase, ContainerRecord, ProcessId, SandboxRecord, UserRecord},
     time::{Stopwatch, now_nanos},
+    user_namespaces::{self, PodUser},
 };
 
 /// Everything a container is cloned from, ready to be sent to the monitor.
@@ -142,23 +144,27 @@ fn prepare(
     let limits = resources::resources(config.linux.as_ref().and_then(|linux| linux.resources.as_ref()))?;
     let snapshot =
         node.store.prepare(image, &volumes.images(), id.as_str()).stage("make its writable layer")?;
-    let root = snapshot.mount(false).stage("mount its root")?;
+    let user = PodUser::of(node, sandbox)?;
+    let root = snapshot.mount(false, user.as_ref().map(PodUser::namespace)).stage("mount its root")?;
     watch.lap("layer and root");
     let identity = resolve_user(root.as_fd(), &config, image)?;
     let declared = sources::make_declared(&config, &image.config, &snapshot, root.as_fd())?;
     let image_volumes = volumes.names(node, &config);
-    let resolved = Resolved { config, identity, image_volumes, declared };
+    let user_namespace = user.as_ref().map(|user| user.mappings().clone());
+    let resolved = Resolved { config, identity, image_volumes, declared, user_namespace };
     let record = new_record(node, sandbox, id, image, resolved)?;
     // From here on a killed daemon knows what to undo.
     record::write(&dir.container_record(id), &record).stage("creating")?;
     let mut planned =
         oci::plan(&record.spec, &oci::PlanInput { staging: node.state.staging() }).stage("plan")?;
     watch.lap("user, spec, record, plan");
-    let ready = sources::open(node, id, &record.config, volumes)?;
+    let ready = sources::open(node, id, &record.config, volumes, user.as_ref())?;
     let hold = cgroups::is_slice(&sandbox.cgroup_parent);
     let cgroup = if hold { None } else { Some(place::make(node, &record, &limits)?) };
     watch.lap("cgroup");
-    let sources = planned.open_sources(ready, &no_namespace).stage("open the sources of its mounts")?;
+    let sources = planned
+        .open_sources(ready, &|mappings| user_namespaces::with(node, user.as_ref(), mappings))
+        .stage("open the sources of its mounts")?;
     let plan = memfd_create_sealed("plan", &prost::Message::encode_to_vec(&planned.plan)).stage("plan")?;
     let exit = exits::create(&dir.container_exit(id)).stage("exit record")?;
     let own = [Some(plan), cgroup.map(|cgroup| cgroup.dir), Some(exit.into()), Some(root)];
@@ -227,6 +233,8 @@ struct Resolved {
     image_volumes: BTreeMap<usize, PathBuf>,
     /// See [`SpecInput::declared`].
     declared: Vec<(PathBuf, PathBuf)>,
+    /// See [`SpecInput::user_namespace`].
+    user_namespace: Option<IdMappings>,
 }
 
 fn new_record(
@@ -236,7 +244,7 @@ fn new_record(
     image: &Image,
     resolved: Resolved,
 ) -> Result<ContainerRecord, RequestError> {
-    let Resolved { config, identity, image_volumes, declared } = resolved;
+    let Resolved { config, identity, image_volumes, declared, user_namespace } = resolved;
     let dir = node.state.pod(&sandbox.id);
     let mut user = UserRecord { uid: identity.uid, gid: identity.gid, groups: identity.groups };
     let cdi = cdi::edits(&node.config.container.cdi_spec_dirs, &config, &user)?;
@@ -259,6 +267,8 @@ fn new_record(
         shm: if host_ipc { "/dev/shm".into() } else { dir.shm() },
         image_volumes: &image_volumes,
         declared: &declared,
+        user_namespace: user_namespace.as_ref(),
+        host_network: sandbox.network.is_none(),
         seccomp: seccomp::choose(&security)?,
         apparmor: node.lsm.profile(&security)?,
         default_capabilities: &node.config.container.capabilities,
@@ -331,8 +341,4 @@ pub async fn start(link: Option<&Link>, record: &ContainerRecord) -> Result<i64,
         Ok(_) => Err(RequestError::unknown("the monitor answered something else than it was asked")),
         Err(error) => Err(error.at(stage)),
     }
-}
-
-fn no_namespace(_: &crisp_runtime::userns::IdMappings) -> Result<OwnedFd, crisp_runtime::PlanError> {
-    Err(crisp_runtime::PlanError::Unsupported { field: "userns_options".into(), value: String::new() })
 }

@@ -18,10 +18,14 @@ use crisp_runtime::mounts::Ready;
 use crisp_sys::{Errno, mount, path};
 
 use crate::{
-    convert::spec_mounts::{clean, declared},
+    convert::{
+        spec_mounts::{clean, declared},
+        userns,
+    },
     error::{IMAGE_VOLUME, RequestError, Stage},
     id::Id,
     node::Node,
+    user_namespaces::{self, PodUser},
 };
 
 /// The images of a request's image volumes, by index in its mounts.
@@ -97,6 +101,7 @@ pub(super) fn open(
     id: &Id,
     config: &cri::ContainerConfig,
     images: &ImageVolumes,
+    user: Option<&PodUser>,
 ) -> Result<Vec<Ready>, RequestError> {
     let names = images.names(node, config);
     let own = OwnFiles::of(node);
@@ -105,7 +110,14 @@ pub(super) fn open(
         let (path, fd) = match (images.0.get(&index), names.get(&index)) {
             (Some(image), Some(name)) => {
                 let sub_path = Path::new(&mount.image_sub_path);
-                let opened = node.store.image_volume(id.as_str(), image, sub_path).stage("image");
+                // An overlay cannot be id-mapped when it is made: the store does it.
+                let mappings = userns::of_mount(mount)?;
+                let namespace = mappings.map(|mappings| user_namespaces::with(node, user, &mappings));
+                let namespace = namespace.transpose().stage("id mappings");
+                let opened = namespace.and_then(|namespace| {
+                    let namespace = namespace.as_ref().map(AsFd::as_fd);
+                    node.store.image_volume(id.as_str(), image, sub_path, namespace).stage("image")
+                });
                 (name.clone(), opened.map_err(|error| at(index, error))?)
             }
             _ => {

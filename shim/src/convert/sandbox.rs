@@ -8,7 +8,9 @@ use std::collections::HashMap;
 
 use crisp_netns::sysctl::{Owner, Sysctl};
 use crisp_proto::runtime::v1 as cri;
+use crisp_runtime::userns::IdMappings;
 
+use super::userns;
 use crate::error::RequestError;
 
 /// Longest hostname the kernel takes, in bytes (`__NEW_UTS_LEN`).
@@ -28,6 +30,8 @@ pub struct SandboxPlan {
     pub shared_pid: bool,
     /// Size of `/dev/shm`, bytes.
     pub shm_bytes: u64,
+    /// The mapping of a user namespace of its own.
+    pub user: Option<IdMappings>,
     /// Sysctls to write inside the new namespaces, defaults among them, sorted by name.
     pub sysctls: Vec<(String, String)>,
 }
@@ -48,14 +52,14 @@ pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError>
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.clone().unwrap_or_default();
     let options = security.namespace_options.clone().unwrap_or_default();
-    check_user_namespace(options.userns_options.as_ref())?;
+    let user = userns::wanted(Some(&options))?;
     let host_network = shared_or_host("network", options.network)?;
     let host_ipc = shared_or_host("ipc", options.ipc)?;
     let shared_pid = shared_pid(options.pid)?;
     super::selinux::check("linux.security_context.selinux_options", security.selinux_options.as_ref())?;
-    let sysctls = sysctls(&linux, host_network, host_ipc)?;
+    let sysctls = sysctls(&linux, host_network, host_ipc, user.as_ref())?;
     let shm_bytes = super::shm::size(config, host_ipc)?;
-    Ok(SandboxPlan { key, host_network, host_ipc, shared_pid, shm_bytes, sysctls })
+    Ok(SandboxPlan { key, host_network, host_ipc, shared_pid, shm_bytes, user, sysctls })
 }
 
 /// Stands between the parts of a key. `a_b` in `c` and `a` in `b_c` are two names, so it is no character of a name.
@@ -173,20 +177,6 @@ fn check_ports(ports: &[cri::PortMapping]) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// Absent and NODE without mappings mean the host's user namespace, as in containerd and CRI-O.
-fn check_user_namespace(options: Option<&cri::UserNamespace>) -> Result<(), RequestError> {
-    let Some(options) = options else { return Ok(()) };
-    let field = "linux.security_context.namespace_options.userns_options";
-    match options.mode() {
-        cri::NamespaceMode::Node if options.uids.is_empty() && options.gids.is_empty() => Ok(()),
-        cri::NamespaceMode::Node => {
-            Err(RequestError::invalid(format!("{field}: mode NODE takes no id mappings")))
-        }
-        cri::NamespaceMode::Pod => Err(RequestError::unsupported(&format!("{field} (mode POD)"))),
-        mode => Err(RequestError::invalid(format!("{field}: mode {} is not possible", mode.as_str_name()))),
-    }
-}
-
 /// `false`: the pod's own; `true`: the host's.
 fn shared_or_host(which: &str, mode: i32) -> Result<bool, RequestError> {
     match cri::NamespaceMode::try_from(mode) {
@@ -213,11 +203,13 @@ fn sysctls(
     linux: &cri::LinuxPodSandboxConfig,
     host_network: bool,
     host_ipc: bool,
+    user: Option<&IdMappings>,
 ) -> Result<Vec<(String, String)>, RequestError> {
     let mut all = std::collections::BTreeMap::new();
     if !host_network {
         all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-        all.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        let everybody = || ("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+        all.extend([user.and_then(userns::all_ping_groups).unwrap_or_else(everybody)]);
     }
     for (name, value) in &linux.sysctls {
         let refuse = |why: &str| Err(RequestError::invalid(format!("linux.sysctls: {name:?} {why}")));
@@ -232,7 +224,8 @@ fn sysctls(
             Owner::Uts => return refuse("is what the field hostname is for"),
             Owner::Ipc | Owner::Net => {}
         }
-        all.insert(name.clone(), value.clone());
+        let value = user.map_or(Ok(value.clone()), |mappings| userns::sysctl(mappings, name, value))?;
+        all.insert(name.clone(), value);
     }
     Ok(all.into_iter().collect())
 }
@@ -269,13 +262,6 @@ mod tests {
         cri::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }
     }
 
-    fn with_options(options: cri::NamespaceOption) -> cri::PodSandboxConfig {
-        let security =
-            cri::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
-        let linux = cri::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() };
-        cri::PodSandboxConfig { linux: Some(linux), ..config() }
-    }
-
     fn with_sysctl(name: &str, value: &str) -> cri::PodSandboxConfig {
         let linux = cri::LinuxPodSandboxConfig {
             sysctls: [(name.to_owned(), value.to_owned())].into(),
@@ -289,16 +275,6 @@ mod tests {
         let plan = plan(&config()).unwrap();
         assert_eq!(plan.shown_key(), "web_default_u_2");
         assert!(!plan.host_network && !plan.host_ipc);
-    }
-
-    #[test]
-    fn a_user_namespace_is_refused_by_name() {
-        let userns = cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), ..Default::default() };
-        let error =
-            plan(&with_options(cri::NamespaceOption { userns_options: Some(userns), ..Default::default() }))
-                .unwrap_err();
-        assert_eq!(error.class, Class::Unimplemented);
-        assert!(error.text.contains("userns_options"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::{
 
 use crisp_image::ImageConfig;
 use crisp_proto::runtime::v1 as cri;
+use crisp_runtime::userns::IdMappings;
 use oci_spec::runtime::{
     Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDevice, LinuxDeviceCgroup,
     LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, ProcessBuilder, RootBuilder, Spec,
@@ -17,7 +18,7 @@ use oci_spec::runtime::{
 };
 
 pub use super::spec_check::{PidMode, check};
-use super::{seccomp::Chosen, spec_arguments as arguments, spec_mounts::mounts};
+use super::{seccomp::Chosen, spec_arguments as arguments, spec_mounts::mounts, userns};
 use crate::{
     cdi,
     error::{RequestError, Stage},
@@ -47,6 +48,10 @@ pub struct SpecInput<'a> {
     pub image_volumes: &'a BTreeMap<usize, PathBuf>,
     /// Volumes that the image declares: (place in the container, directory on the host).
     pub declared: &'a [(PathBuf, PathBuf)],
+    /// The mapping of the pod's user namespace, if it has one.
+    pub user_namespace: Option<&'a IdMappings>,
+    /// The pod has the host's network.
+    pub host_network: bool,
     /// The seccomp profile, if there is to be one.
     pub seccomp: Option<Chosen>,
     /// The AppArmor profile, if there is to be one.
@@ -75,7 +80,7 @@ pub fn spec(input: &SpecInput<'_>) -> Result<Spec, RequestError> {
         .build()
         .stage("spec: linux.resources")?;
     let linux = LinuxBuilder::default()
-        .namespaces(namespaces(privileged)?)
+        .namespaces(namespaces(privileged, input.user_namespace.is_some())?)
         .masked_paths(if privileged { vec![] } else { security.masked_paths.clone() })
         .readonly_paths(if privileged { vec![] } else { security.readonly_paths.clone() })
         .devices(input.devices.clone())
@@ -97,6 +102,11 @@ pub fn spec(input: &SpecInput<'_>) -> Result<Spec, RequestError> {
         .stage("spec")?;
     if let (Some(propagation), Some(linux)) = (root_propagation(input.config), spec.linux_mut()) {
         linux.set_rootfs_propagation(Some(propagation.to_owned()));
+    }
+    if let (Some(mappings), Some(linux)) = (input.user_namespace, spec.linux_mut()) {
+        userns::check_user(mappings, input.user.uid, &input.user.groups)?;
+        linux.set_uid_mappings(Some(userns::oci(&mappings.uids)?));
+        linux.set_gid_mappings(Some(userns::oci(&mappings.gids)?));
     }
     // The builder fills in names of its own; the pod's UTS namespace has the hostname.
     spec.set_hostname(None).set_domainname(None).set_annotations(None);
@@ -129,10 +139,14 @@ pub fn security(config: &cri::ContainerConfig) -> cri::LinuxContainerSecurityCon
 
 /// The namespaces that the plan makes itself. Network, IPC, UTS and PID ones are given by where the monitor
 /// clones the process.
-fn namespaces(privileged: bool) -> Result<Vec<oci_spec::runtime::LinuxNamespace>, RequestError> {
+fn namespaces(privileged: bool, user: bool) -> Result<Vec<oci_spec::runtime::LinuxNamespace>, RequestError> {
     let mut kinds = vec![LinuxNamespaceType::Mount];
-    if !privileged {
+    // Whoever has no right to the host's cgroup namespace cannot mount its tree either.
+    if !privileged || user {
         kinds.push(LinuxNamespaceType::Cgroup);
+    }
+    if user {
+        kinds.push(LinuxNamespaceType::User);
     }
     kinds
         .into_iter()
@@ -325,6 +339,8 @@ mod tests {
             devices: vec![],
             device_rules: vec![],
             cdi: &cdi::Edits::default(),
+            user_namespace: None,
+            host_network: false,
         })
     }
 

@@ -116,11 +116,7 @@ fn pid_mode(
             )));
         }
     }
-    if let Some(userns) = &options.userns_options
-        && (userns.mode() != cri::NamespaceMode::Node || !userns.uids.is_empty() || !userns.gids.is_empty())
-    {
-        return Err(RequestError::unsupported(&format!("{field}.userns_options")));
-    }
+    super::userns::same(&options, &pod)?;
     match options.pid() {
         cri::NamespaceMode::Pod if pod.pid() == cri::NamespaceMode::Pod => Ok(PidMode::Pod),
         cri::NamespaceMode::Pod => Err(RequestError::invalid(format!(

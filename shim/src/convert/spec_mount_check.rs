@@ -4,7 +4,7 @@ use crisp_monitor::wire;
 use crisp_proto::runtime::v1 as cri;
 use crisp_runtime::oci::hides_proc;
 
-use super::{sandbox::check_absolute, spec_mounts::clean};
+use super::{sandbox::check_absolute, spec_mounts::clean, userns};
 use crate::error::{IMAGE_VOLUME, RequestError};
 
 /// Descriptors of a create besides those of the request's mounts: plan, cgroup, exit record, root, the sandbox's files.
@@ -39,9 +39,7 @@ fn one(mount: &cri::Mount, privileged: bool) -> Result<(), RequestError> {
     if mount.container_path.split('/').all(|part| matches!(part, "" | ".")) {
         return Err(RequestError::invalid("container_path is the root itself"));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(RequestError::unsupported("uidMappings/gidMappings"));
-    }
+    userns::of_mount(mount)?;
     let propagation = cri::MountPropagation::try_from(mount.propagation)
         .map_err(|_| RequestError::invalid(format!("propagation {} is unknown", mount.propagation)))?;
     if mount.recursive_read_only {

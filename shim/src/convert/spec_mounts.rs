@@ -7,7 +7,7 @@ use crisp_proto::runtime::v1 as cri;
 use crisp_runtime::oci::hides_proc;
 use oci_spec::runtime::{Mount, MountBuilder};
 
-use super::spec::SpecInput;
+use super::{spec::SpecInput, userns};
 use crate::error::{RequestError, Stage};
 
 /// All mounts in the order in which they are made: parents before children; a request's mount replaces the
@@ -62,17 +62,28 @@ fn defaults(
     security: &cri::LinuxContainerSecurityContext,
 ) -> Result<Vec<Mount>, RequestError> {
     let sys = if security.privileged { "rw" } else { "ro" };
+    // Nobody owns the host's cgroups in there: read-only is what they are, and says so (CVE-2023-25809).
+    let cgroups = if input.user_namespace.is_some() { "ro" } else { sys };
+    let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    // The group tty; one that does not exist in the pod would be refused.
+    if input.user_namespace.is_none_or(|mappings| mappings.host_gid(5).is_some()) {
+        terminals.push("gid=5");
+    }
     let mut all = vec![
         kernel("/proc", "proc", &["nosuid", "noexec", "nodev"])?,
         kernel("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        kernel(
-            "/dev/pts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        )?,
+        kernel("/dev/pts", "devpts", &terminals)?,
         kernel("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
-        kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev", sys])?,
-        kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", sys])?,
+        match input.user_namespace.is_some() && input.host_network {
+            // sysfs shows a network namespace, and only its owner can mount one. Without what is mounted below.
+            true => source(
+                Path::new("/sys"),
+                Path::new("/sys"),
+                &["bind", "private", "nosuid", "noexec", "nodev", "ro"],
+            )?,
+            false => kernel("/sys", "sysfs", &["nosuid", "noexec", "nodev", sys])?,
+        },
+        kernel("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", cgroups])?,
         source(Path::new("/dev/shm"), &input.shm, &["rbind", "rprivate", "rw"])?,
     ];
     let files = if security.readonly_rootfs { "ro" } else { "rw" };
@@ -161,5 +172,11 @@ fn bind(mount: &cri::Mount, image: Option<&Path>) -> Result<Mount, RequestError>
         (true, false) => "ro",
         (false, false) => "rw",
     };
-    source(&clean(&mount.container_path), Path::new(&mount.host_path), &["rbind", propagation, access])
+    let mut bind =
+        source(&clean(&mount.container_path), Path::new(&mount.host_path), &["rbind", propagation, access])?;
+    if let Some(mappings) = userns::of_mount(mount)? {
+        bind.set_uid_mappings(Some(userns::oci(&mappings.uids)?));
+        bind.set_gid_mappings(Some(userns::oci(&mappings.gids)?));
+    }
+    Ok(bind)
 }

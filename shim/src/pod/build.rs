@@ -23,18 +23,25 @@ use crisp_netns::{
     sysctl::Sysctl,
 };
 use crisp_runtime::cgroup::Resources;
-use crisp_sys::mount::{self, MountAttr};
+use crisp_sys::{
+    mount::{self, MountAttr},
+    process::CloneFlags,
+};
 use tokio::sync::mpsc;
 
 use super::teardown;
 use crate::{
     cgroups::{self, parent::Driver},
-    convert::sandbox::{SandboxPlan, resolv_conf},
+    convert::{
+        sandbox::{SandboxPlan, resolv_conf},
+        userns,
+    },
     error::{RequestError, Stage},
     link::{Event, Link},
     node::{Node, blocking},
     record::{self, NetworkRecord, PodDir, ProcessId, SandboxPhase, SandboxRecord},
     time::Stopwatch,
+    user_namespaces::{Made, PodUser},
 };
 
 /// The pod's init is the last to be killed for memory: its end ends every container of the pod.
@@ -144,9 +151,15 @@ async fn start_init(
 ) -> Result<ProcessId, RequestError> {
     let stage = "make the cgroup of the pod's init";
     let hold = cgroups::is_slice(&record.cgroup_parent);
-    let call = Call::StartInit(StartInit { oom_score_adj: INIT_OOM_SCORE_ADJ, hold, user_namespace: false });
+    let user = PodUser::of(node, record)?;
+    let call = Call::StartInit(StartInit {
+        oom_score_adj: INIT_OOM_SCORE_ADJ,
+        hold,
+        user_namespace: user.is_some(),
+    });
+    let namespace = user.as_ref().map(PodUser::namespace);
     let answer = if hold {
-        let (Body::Held(pid), _) = link.call(call, &[]).await? else {
+        let (Body::Held(pid), _) = link.call(call, namespace.as_slice()).await? else {
             return Err(RequestError::unknown("the monitor does not hold the pod's init"));
         };
         let (task_node, path) = (node.clone(), cgroups::leaf(&record.cgroup_parent, record.id.as_str()));
@@ -155,7 +168,8 @@ async fn start_init(
         link.call(Call::Placed(Placed { container: String::new() }), &[scope.as_fd()]).await?.0
     } else {
         let cgroup = node.cgroups.create_in(&record.cgroup_parent, record.id.as_str()).stage(stage)?;
-        link.call(call, &[cgroup.as_fd()]).await?.0
+        let fds: Vec<_> = [cgroup.as_fd()].into_iter().chain(namespace).collect();
+        link.call(call, &fds).await?.0
     };
     match answer {
         Body::Init(pid) => Ok(ProcessId { pid: pid.pid, start_ticks: pid.start_ticks }),
@@ -193,7 +207,7 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
     watch.lap("cgroup");
     write_files(&dir, record, plan)?;
     if !plan.host_ipc {
-        mount_shm(&dir.shm(), plan.shm_bytes)?;
+        mount_shm(&dir.shm(), plan)?;
     }
     watch.lap("files and shm");
     let created = make_namespaces(node, record, plan)?;
@@ -232,9 +246,19 @@ fn write_files(dir: &PodDir, record: &SandboxRecord, plan: &SandboxPlan) -> Resu
         ("resolv.conf", resolv_conf(record.config.dns_config.as_ref(), &host_resolv)),
     ];
     for (name, text) in files {
-        fs::write(dir.file(name), text).stage(format_args!("write {name}"))?;
+        let path = dir.file(name);
+        fs::write(&path, text).stage(format_args!("write {name}"))?;
+        if let Some((uid, gid)) = root_outside(plan) {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).stage(format_args!("chown {name}"))?;
+        }
     }
     Ok(())
+}
+
+/// What root of the pod's user namespace is on the host; `None`: root.
+fn root_outside(plan: &SandboxPlan) -> Option<(u32, u32)> {
+    let mappings = plan.user.as_ref()?;
+    mappings.host_uid(0).zip(mappings.host_gid(0))
 }
 
 /// `/etc/hosts` of a pod for which kubelet mounts none: the loopback names and the pod's own.
@@ -248,11 +272,15 @@ fn hosts(record: &SandboxRecord) -> String {
 
 /// The pod's `/dev/shm`, world-writable. Attached on the host because kernels before 6.15 cannot clone a
 /// detached tree, and each container gets a clone.
-fn mount_shm(path: &Path, bytes: u64) -> Result<(), RequestError> {
+fn mount_shm(path: &Path, plan: &SandboxPlan) -> Result<(), RequestError> {
     fs::create_dir(path).stage("make the mount point of /dev/shm")?;
     let attributes = MountAttr::NOSUID | MountAttr::NODEV | MountAttr::NOEXEC;
-    let size = bytes.to_string();
-    let tmpfs = mount::tmpfs(&[("size", &size), ("mode", "1777")], attributes).stage("make /dev/shm")?;
+    let (uid, gid) = root_outside(plan).unwrap_or_default();
+    let [size, uid, gid] = [plan.shm_bytes, uid.into(), gid.into()].map(|number: u64| number.to_string());
+    let options = [("size", size.as_str()), ("mode", "1777"), ("uid", &uid), ("gid", &gid)];
+    // The host's root is the owner anyway: nothing is said that need not be.
+    let said = if plan.user.is_some() { options.as_slice() } else { &options[..2] };
+    let tmpfs = mount::tmpfs(said, attributes).stage("make /dev/shm")?;
     mount::move_mount_to(tmpfs, path).stage("mount /dev/shm")
 }
 
@@ -268,6 +296,7 @@ pub fn pins(node: &Node, record: &SandboxRecord) -> Pins {
         net: net.then(|| Path::new(&node.config.network.pin_dir).join(node.pin_name(record.id.as_str()))),
         ipc: (options.ipc() != host).then(|| own("ipc")).flatten(),
         uts: net.then(|| own("uts")).flatten(),
+        user: userns::of_sandbox(&record.config).and_then(|_| own("user")),
     }
 }
 
@@ -282,6 +311,10 @@ fn make_namespaces(
         true => now.collect(),
         false => node.network.sysctls().into_iter().chain(now).collect(),
     };
+    let mut kinds = CloneFlags::empty();
+    kinds.set(CloneFlags::NEWNET | CloneFlags::NEWUTS, !plan.host_network);
+    kinds.set(CloneFlags::NEWIPC, !plan.host_ipc);
+    let user = plan.user.as_ref().map(|mappings| Made::new(node, mappings, kinds)).transpose()?;
     let request = namespaces::Request {
         net: !plan.host_network,
         uts: !plan.host_network,
@@ -289,6 +322,7 @@ fn make_namespaces(
         hostname: (!plan.host_network).then_some(record.hostname.as_str()),
         sysctls: &sysctls,
         pins: pins(node, record),
+        origin: user.as_ref().map(Made::origin),
     };
     // The daemon binds the socket, so that it can be connected to before the monitor has drawn a breath.
     let socket = crisp_sys::socket::listen(&dir.socket(), 0o600, 8).stage("monitor socket")?;

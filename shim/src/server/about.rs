@@ -25,7 +25,8 @@ pub(super) fn status(node: &Node, verbose: bool) -> cri::StatusResponse {
         reason: String::new(),
         message: String::new(),
     };
-    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let user_namespaces = node.user_namespaces.is_ok();
+    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
     let handler = cri::RuntimeHandler { name: String::new(), features: Some(features) };
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions: vec![ready("RuntimeReady"), ready("NetworkReady")] }),
@@ -33,7 +34,7 @@ pub(super) fn status(node: &Node, verbose: bool) -> cri::StatusResponse {
         runtime_handlers: vec![handler],
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: user_namespaces,
         }),
     }
 }

@@ -46,6 +46,8 @@ mod sysctls;
 mod terminal;
 mod transport;
 mod untouched;
+mod userns;
+mod userns_refused;
 mod volumes;
 
 use std::process::ExitCode;
@@ -97,6 +99,8 @@ fn main() -> ExitCode {
         daemon::CASES,
         broken_records::CASES,
         untouched::CASES,
+        userns::CASES,
+        userns_refused::CASES,
     ];
     let trials = case::trials(all.into_iter().flatten());
     let listed_only = arguments.list;
