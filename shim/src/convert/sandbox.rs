@@ -5,6 +5,7 @@
 //! virtual machines (CRI contract): kept with the record, never written to a cgroup.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use crisp_netns::sysctl::{Owner, Sysctl};
 use crisp_proto::runtime::v1 as cri;
@@ -13,6 +14,8 @@ use crisp_runtime::userns::IdMappings;
 use super::userns;
 use crate::error::RequestError;
 
+/// Most that each list of a DNS configuration may come to, bytes. Kubernetes allows 2048 for searches.
+const DNS_BYTES: usize = 16 << 10;
 /// Longest hostname the kernel takes, in bytes (`__NEW_UTS_LEN`).
 const HOSTNAME_BYTES: usize = 64;
 
@@ -163,6 +166,19 @@ fn check_dns(dns: &cri::DnsConfig) -> Result<(), RequestError> {
                 return Err(RequestError::invalid(format!("dns_config.{field}: {value:?} is not one word")));
             }
         }
+        let bytes: usize = values.iter().map(|value| value.len() + 1).sum();
+        if bytes > DNS_BYTES {
+            return Err(RequestError::invalid(format!(
+                "dns_config.{field}: {bytes} bytes are more than {DNS_BYTES}"
+            )));
+        }
+    }
+    for server in &dns.servers {
+        // A link-local address may name its interface (resolv.conf(5)).
+        let address = server.split_once('%').map_or(server.as_str(), |(address, _)| address);
+        if address.parse::<IpAddr>().is_err() {
+            return Err(RequestError::invalid(format!("dns_config.servers: {server:?} is no address")));
+        }
     }
     Ok(())
 }
@@ -170,6 +186,18 @@ fn check_dns(dns: &cri::DnsConfig) -> Result<(), RequestError> {
 /// Ports without a host port are what a container says about itself; a host port needs rules on the host.
 fn check_ports(ports: &[cri::PortMapping]) -> Result<(), RequestError> {
     for (index, port) in ports.iter().enumerate() {
+        let refuse = |what: String| Err(RequestError::invalid(format!("port_mappings[{index}].{what}")));
+        if cri::Protocol::try_from(port.protocol).is_err() {
+            return refuse(format!("protocol {} is unknown", port.protocol));
+        }
+        for (field, number) in [("container_port", port.container_port), ("host_port", port.host_port)] {
+            if u16::try_from(number).is_err() {
+                return refuse(format!("{field} {number} is no port"));
+            }
+        }
+        if !port.host_ip.is_empty() && port.host_ip.parse::<IpAddr>().is_err() {
+            return refuse(format!("host_ip {:?} is no address", port.host_ip));
+        }
         if port.host_port != 0 {
             return Err(RequestError::unsupported(&format!("port_mappings[{index}].host_port")));
         }
@@ -303,6 +331,9 @@ mod tests {
         let dns =
             cri::DnsConfig { servers: vec!["1.1.1.1\nnameserver 6.6.6.6".into()], ..Default::default() };
         assert!(plan(&cri::PodSandboxConfig { dns_config: Some(dns), ..config() }).is_err());
+        let servers = ["10.0.0.1", "fd00::1", "fe80::1%eth0"].map(str::to_owned).to_vec();
+        let dns = cri::DnsConfig { servers, ..Default::default() };
+        assert!(plan(&cri::PodSandboxConfig { dns_config: Some(dns), ..config() }).is_ok());
     }
 
     #[test]

@@ -125,20 +125,20 @@ const SPELLINGS: [&str; 12] = [
     "\u{0661}",
 ];
 
-/// Runs `check` with an image on busybox that has this `USER` and these account files.
+/// The layer of an image with these account files.
+fn accounts(passwd: &str, group: &str) -> Tar {
+    Tar::default().dir("etc").file("etc/passwd", passwd.as_bytes()).file("etc/group", group.as_bytes())
+}
+
+/// Runs `check` with an image that has this `USER`.
 fn with_image(
     node: &mut Node,
+    build: Build,
     user: &str,
-    passwd: &str,
-    group: &str,
     check: impl FnOnce(&Node, &str) -> Result<()>,
 ) -> Result<()> {
     let name = "test/user:1";
-    let mut layer = Tar::default();
-    if !passwd.is_empty() {
-        layer = layer.dir("etc").file("etc/passwd", passwd.as_bytes()).file("etc/group", group.as_bytes());
-    }
-    node.build_image(name, Build::on("busybox").layer(layer.dir("marker")).set("User", json!(user)))?;
+    node.build_image(name, build.set("User", json!(user)))?;
     check(node, name)?;
     node.remove_image(name)
 }
@@ -150,7 +150,9 @@ fn spelling(node: &mut Node) -> Result<()> {
             let config =
                 secured("c", "busybox", &["id"], |security| text.clone_into(&mut security.run_as_username));
             refused(node, &pod, &config, &format!("run_as_username {text:?}"), "user ")?;
-            with_image(node, text, "", "", |node, image| {
+            // There is nothing in it to run: it does not come to that.
+            let image = Build::empty().layer(accounts(PASSWD, GROUP));
+            with_image(node, image, text, |node, image| {
                 let config = secured("c", image, &["id"], |_| {});
                 refused(node, &pod, &config, &format!("USER {text:?}"), "user ")
             })?;
@@ -181,7 +183,8 @@ fn range(node: &mut Node) -> Result<()> {
         }
         let wrap = "root:x:0:0::/:/bin/sh\nwrap:x:4294967296:4294967296::/:/bin/sh\n";
         for user in ["4294967296:0", "4294967296", "0:4294967296", "wrap"] {
-            with_image(node, user, wrap, "wrap:x:4294967296:\n", |node, image| {
+            let image = Build::empty().layer(accounts(wrap, "wrap:x:4294967296:\n"));
+            with_image(node, image, user, |node, image| {
                 refused(node, &pod, &secured("c", image, &["id"], |_| {}), &format!("USER {user}"), "user ")
             })?;
         }
@@ -197,6 +200,10 @@ fn range(node: &mut Node) -> Result<()> {
 const PASSWD: &str =
     "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n1001:x:0:0::/:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nuser:x:1000:\nin-image:x:50000:user\n";
+
+fn on_busybox() -> Build {
+    Build::on("busybox").layer(accounts(PASSWD, GROUP))
+}
 
 /// What is asked for, and the groups that both init and an exec'd process must have: the primary one, then all.
 struct Membership {
@@ -273,7 +280,7 @@ fn groups(node: &mut Node) -> Result<()> {
         closed_to_members(folder.path())?;
         let pod = node.run_pod("groups")?;
         for membership in &MEMBERSHIPS {
-            with_image(node, membership.user, PASSWD, GROUP, |node, image| {
+            with_image(node, on_busybox(), membership.user, |node, image| {
                 member(node, &pod, membership, image, folder.path())
                     .with_context(|| membership.name.to_owned())
             })?;
@@ -316,7 +323,7 @@ fn numeric_name(node: &mut Node) -> Result<()> {
             ("1001", |_| {}),
         ];
         for (user, ask) in ways {
-            with_image(node, user, PASSWD, GROUP, |node, image| {
+            with_image(node, on_busybox(), user, |node, image| {
                 let id = node.launch_as(&pod, &secured("c", image, &["sleep", "3600"], ask))?;
                 let ids = node.cri().shell(&id, "id -u; grep ^Uid /proc/1/status | cut -f2")?;
                 ensure!(ids == "1001\n1001\n", "{ids}");

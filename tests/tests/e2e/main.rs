@@ -20,7 +20,9 @@ mod devices;
 mod disturbances;
 mod floods;
 mod given_up;
+mod host_reach;
 mod hostile_accounts;
+mod hostile_proc;
 mod ids;
 mod limits;
 mod log_paths;
@@ -30,6 +32,7 @@ mod network;
 mod pairs;
 mod planted;
 mod play;
+mod pod_fields;
 mod pods;
 mod processes;
 mod programs;
@@ -89,6 +92,9 @@ fn main() -> ExitCode {
         sysctls::CASES,
         hostile_accounts::CASES,
         transport::CASES,
+        hostile_proc::CASES,
+        host_reach::CASES,
+        pod_fields::CASES,
         volumes::CASES,
         terminal::CASES,
         races::CASES,

@@ -1,0 +1,391 @@
+//! Attempts to turn what the runtime does in `/proc` and `/sys` against the host, and to see what is masked there. `r09_`,
+//! `r10_`, `r26_` and `r27_` of the adversarial cases.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use crisp_proto::runtime::v1::{self as cri, security_profile::ProfileType};
+use crisp_tests::apparmor::label;
+use crisp_tests::build::{Build, Tar};
+use crisp_tests::cri::{bind, secured, words};
+use crisp_tests::node::{Node, Pod};
+use crisp_tests::{place, untouched};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use crate::case::Case;
+
+/// The tests of this file.
+pub(crate) const CASES: &[Case] = &[
+    Case { name: "r09_nothing_takes_the_writes_to_proc", needs: &[], images: &["busybox"], run: redirected },
+    Case { name: "r09_a_race_takes_no_write_to_proc", needs: &[], images: &["busybox"], run: raced },
+    Case { name: "r10_an_image_cannot_move_proc_or_sys", needs: &[], images: &["busybox"], run: moved },
+    Case { name: "r26_masked_paths_stay_masked", needs: &[], images: &["busybox"], run: masked },
+    Case { name: "r26_any_list_of_paths_is_bounded", needs: &[], images: &["busybox"], run: lists },
+    Case {
+        name: "r27_no_new_mount_shows_what_is_masked",
+        needs: &[],
+        images: &["python:3.9", "busybox"],
+        run: new_mounts,
+    },
+];
+
+/// What kubelet sends for a container with an ordinary `/proc`.
+const MASKED: [&str; 12] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Rounds of the race, where system calls are not emulated.
+const ROUNDS: usize = 1000;
+
+fn default_paths(security: &mut cri::LinuxContainerSecurityContext) {
+    security.masked_paths = words(&MASKED);
+    security.readonly_paths = words(&READONLY);
+}
+
+/// Only the kernel's own rules: no profile stands in front of them.
+fn unconfined(security: &mut cri::LinuxContainerSecurityContext) {
+    let profile_type = ProfileType::Unconfined.into();
+    security.apparmor = Some(cri::SecurityProfile { profile_type, ..Default::default() });
+}
+
+/// Shows that init's profile is in force, as the kernel says from outside; where there is none, that it has its score.
+fn in_force(node: &Node, id: &str) -> Result<()> {
+    let pid = node.cri().pid(id)?;
+    if place::has_apparmor() {
+        ensure!(label(pid)? == "crisp-default (enforce)", "{}", label(pid)?);
+    }
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+    ensure!(score.trim() == "789", "oom_score_adj {score}");
+    Ok(())
+}
+
+/// A container with something to be written about it in `/proc`.
+fn scored(name: &str, image: &str, mounts: Vec<cri::Mount>) -> cri::ContainerConfig {
+    let mut config = secured(name, image, &["sleep", "3600"], default_paths);
+    if let Some(resources) = config.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
+        resources.oom_score_adj = 789;
+    }
+    cri::ContainerConfig { mounts, ..config }
+}
+
+/// A folder that looks like a process's own in `/proc`, with links to the kernel's files in place of its files.
+fn false_proc(folder: &Path) -> Result<()> {
+    for below in ["self/attr/apparmor", "thread-self/attr/apparmor", "sys/kernel", "sys/net/ipv4"] {
+        fs::create_dir_all(folder.join(below))?;
+    }
+    for (name, target) in [
+        ("self/attr/exec", "/proc/self/sched"),
+        ("self/attr/apparmor/exec", "/proc/self/sched"),
+        ("thread-self/attr/apparmor/exec", "/proc/sysrq-trigger"),
+        ("self/oom_score_adj", "/proc/sys/kernel/core_pattern"),
+        ("thread-self/oom_score_adj", "/proc/sys/kernel/core_pattern"),
+        ("sys/kernel/shm_rmid_forced", "/proc/sys/kernel/core_pattern"),
+    ] {
+        symlink(target, folder.join(name))?;
+    }
+    Ok(())
+}
+
+fn sysctl_pod(node: &Node, name: &str) -> Result<Pod> {
+    let mut config = node.pod_config(name);
+    let linux = config.linux.as_mut().context("linux")?;
+    linux.sysctls = [("kernel.shm_rmid_forced".to_owned(), "1".to_owned())].into();
+    node.run_pod_as(config)
+}
+
+fn redirected(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, canary| {
+        let folder = node.folder().join("false-proc");
+        false_proc(&folder)?;
+        let pod = sysctl_pod(node, "redirected")?;
+        for path in [
+            "/proc",
+            "/proc/",
+            "/proc/.",
+            "/proc/self",
+            "/proc/self/attr",
+            "/proc/thread-self/attr/apparmor",
+            "/proc/1",
+            "/proc/sys",
+            "/proc/sys/kernel/core_pattern",
+            "/proc/sysrq-trigger",
+        ] {
+            let config = scored("c", "busybox", vec![bind(&folder, path)]);
+            let error = node.cri().create(&pod.id, &config, &pod.config).err();
+            let error = error.with_context(|| format!("{path}: a container was made"))?;
+            ensure!(error.message().contains("proc"), "{path}: {error:?}");
+        }
+        // The same through links of the image; and an image that brings a tree of its own for /proc.
+        let layer = Tar::default().symlink("way", "/proc/self").symlink("up", "../proc").dir("p");
+        node.build_image("test/ways:1", Build::on("busybox").layer(layer))?;
+        for path in ["/way", "/way/attr", "/up/self/attr", "/up/sys/kernel"] {
+            let config = scored("c", "test/ways:1", vec![bind(&folder, path)]);
+            let error = node.cri().create(&pod.id, &config, &pod.config).err();
+            ensure!(error.is_some(), "{path}: a container was made");
+        }
+        let fake = Tar::default()
+            .dir("proc/self/attr/apparmor")
+            .symlink("proc/self/attr/apparmor/exec", &canary.text("secret"))
+            .symlink("proc/self/oom_score_adj", &canary.text("secret"));
+        node.build_image("test/fake:1", Build::on("busybox").layer(fake))?;
+        let id = node.launch_as(&pod, &scored("fake", "test/fake:1", vec![]))?;
+        in_force(node, &id)?;
+        ensure!(node.cri().shell(&id, "cat /proc/sys/kernel/shm_rmid_forced")? == "1\n");
+        node.end_pod(&pod)?;
+        node.remove_image("test/fake:1")?;
+        node.remove_image("test/ways:1")
+    })
+}
+
+/// Exchanges two names for as long as it lives.
+fn flip(one: &Path, other: &Path, stop: &AtomicBool) -> Result<usize> {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE)?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn raced(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, _| {
+        let shared = node.folder().join("shared");
+        false_proc(&node.folder().join("other"))?;
+        fs::create_dir_all(shared.join("place/attr"))?;
+        symlink("/proc/self", shared.join("link"))?;
+        let pod = sysctl_pod(node, "raced")?;
+        let mounts = vec![bind(&shared, "/shared"), bind(&node.folder().join("other"), "/shared/place/attr")];
+        let stop = AtomicBool::new(false);
+        let (place, link) = (shared.join("place"), shared.join("link"));
+        let flips = thread::scope(|scope| {
+            let flipper = scope.spawn(|| flip(&place, &link, &stop));
+            let tried = race(node, &pod, &mounts, place::rounds(ROUNDS));
+            stop.store(true, Ordering::Relaxed);
+            let flips = flipper.join().map_err(|_| anyhow::anyhow!("the flipper panicked"))??;
+            tried.map(|()| flips)
+        })?;
+        ensure!(flips > 0);
+        node.end_pod(&pod)
+    })
+}
+
+/// Makes containers until the rounds are over: each one either is not made, or lives as it should.
+fn race(node: &Node, pod: &Pod, mounts: &[cri::Mount], rounds: usize) -> Result<()> {
+    for _ in 0..rounds {
+        let Ok(id) = node.cri().create(&pod.id, &scored("c", "busybox", mounts.to_vec()), &pod.config) else {
+            continue;
+        };
+        // To look at one takes longer than to make it: not each has to be seen running.
+        let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", node.cri().pid(&id)?))?;
+        ensure!(score.trim() == "789", "oom_score_adj {score}");
+        node.cri().remove(&id)?;
+    }
+    let id = node.launch_as(pod, &scored("last", "busybox", vec![]))?;
+    in_force(node, &id)?;
+    ensure!(node.cri().shell(&id, "cat /proc/sys/kernel/shm_rmid_forced")? == "1\n");
+    Ok(())
+}
+
+fn moved(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, canary| {
+        let pod = node.run_pod("moved")?;
+        let evil = || Tar::default().dir("evil");
+        let out = format!("../../../../../../..{}", canary.text(""));
+        for (what, layer, word) in [
+            ("/proc is a link", evil().symlink("proc", "/evil"), "/proc"),
+            ("/proc leads out", evil().symlink("proc", &out), "/proc"),
+            ("/proc is a file", evil().file("proc", b"x"), "/proc"),
+            ("/sys is /proc", evil().symlink("sys", "/proc"), "/sys"),
+            ("/sys leads out", evil().symlink("sys", &out), "/sys"),
+            ("/sys is a file", evil().file("sys", b"x"), "/sys"),
+        ] {
+            node.build_image("test/moved:1", Build::empty().layer(layer))?;
+            let config = scored("c", "test/moved:1", vec![]);
+            let error = node.cri().create(&pod.id, &config, &pod.config).err();
+            let error = error.with_context(|| format!("{what}: a container was made"))?;
+            ensure!(error.message().contains(word), "{what}: {error:?}");
+            node.remove_image("test/moved:1")?;
+        }
+        let id = node.launch_as(&pod, &scored("fine", "busybox", vec![]))?;
+        in_force(node, &id)?;
+        node.end_pod(&pod)
+    })
+}
+
+/// Of a list of paths: those that the kernel has, by the kind that they are on the host.
+fn present(paths: &[&'static str]) -> Vec<(&'static str, bool)> {
+    let exists = paths.iter().filter(|path| Path::new(path).exists());
+    exists.map(|path| (*path, Path::new(path).is_dir())).collect()
+}
+
+fn masked(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, _| {
+        let pod = node.run_pod("masked")?;
+        let plain = node.launch_as(&pod, &secured("plain", "busybox", &["sleep", "3600"], default_paths))?;
+        let free = secured("free", "busybox", &["sleep", "3600"], |security| {
+            default_paths(security);
+            unconfined(security);
+        });
+        let free = node.launch_as(&pod, &free)?;
+        ensure!(!present(&MASKED).is_empty() && !present(&READONLY).is_empty(), "nothing here to be masked");
+        for id in [&plain, &free] {
+            for (path, directory) in present(&MASKED) {
+                let look = if directory { format!("ls -A {path}") } else { format!("head -c 1 {path}") };
+                ensure!(node.cri().exec(id, &["sh", "-c", &look])?.stdout.is_empty(), "{path} can be read");
+                let write = if directory { format!("touch {path}/x") } else { format!("umount {path}") };
+                ensure!(node.cri().exec(id, &["sh", "-c", &write])?.code != 0, "{path}: {write}");
+                for way in [
+                    format!("umount -l {path}"),
+                    format!("mount -o remount,rw,bind {path}"),
+                    format!("mount --bind /tmp {path}"),
+                    format!("mount --move {path} /tmp"),
+                ] {
+                    ensure!(node.cri().exec(id, &["sh", "-c", &way])?.code != 0, "{way} works");
+                }
+            }
+            for (path, directory) in present(&READONLY) {
+                let write = if directory { format!("touch {path}/x") } else { format!("echo h >{path}") };
+                ensure!(node.cri().exec(id, &["sh", "-c", &write])?.code != 0, "{path} can be written");
+            }
+        }
+        // In a user namespace of its own, with all capabilities there, the mounts are locked.
+        let (file, _) =
+            present(&MASKED).into_iter().find(|(_, directory)| !directory).context("no masked file")?;
+        let script = format!(
+            "umount {file} && echo open; mount -t proc proc /tmp && echo new; \
+             mkdir /tmp/b; mount --rbind / /tmp/b && head -c 1 /tmp/b{file}"
+        );
+        let said = node.cri().exec(&free, &["unshare", "-Urm", "sh", "-c", &script])?;
+        ensure!(said.stdout.is_empty(), "{said:?}");
+        node.end_pod(&pod)
+    })
+}
+
+fn lists(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, _| {
+        let mut layer = Tar::default().dir("m").symlink("m/link", "/m/d0").symlink("m/away", "/m/nothing");
+        for number in 0..100 {
+            layer = layer.dir(&format!("m/d{number}")).file(&format!("m/d{number}/f"), b"seen\n");
+        }
+        node.build_image("test/lists:1", Build::on("busybox").layer(layer))?;
+        let pod = node.run_pod("lists")?;
+        let launch = |name: &str, list: Vec<String>| -> Result<String> {
+            let config =
+                secured(name, "test/lists:1", &["sleep", "3600"], |security| security.masked_paths = list);
+            node.launch_as(&pod, &config)
+        };
+        let none = launch("none", Vec::new())?;
+        ensure!(node.cri().shell(&none, "cat /m/d0/f")? == "seen\n");
+        let mut all: Vec<String> = (0..100).map(|number| format!("/m/d{number}")).collect();
+        all.extend((0..10_000).map(|number| format!("/m/missing-{number}")));
+        all.extend(words(&["/m/d1", "/m/d1", "/m/link", "/m/away", "/m/d2/", "/m/d3/f"]));
+        let many = launch("many", all)?;
+        ensure!(
+            node.cri().shell(&many, "cat /m/*/f 2>/dev/null; ls /m/nothing 2>/dev/null; true")?.is_empty()
+        );
+        // Masks are copies of one mount: they take no superblock each.
+        let table = node.cri().shell(&many, "cat /proc/self/mountinfo")?;
+        let masks =
+            table.lines().filter(|line| line.split(' ').nth(4).is_some_and(|at| at.starts_with("/m/")));
+        let devices: Vec<_> = masks.filter_map(|line| line.split(' ').nth(2)).collect();
+        ensure!(devices.len() >= 100 && BTreeSet::from_iter(&devices).len() == 1, "{devices:?}");
+        for bad in ["relative", "", "/m/../etc", "/m/\n"] {
+            let error =
+                launch("bad", words(&[bad])).err().with_context(|| format!("{bad:?} was accepted"))?;
+            ensure!(format!("{error:#}").contains("masked_paths"), "{bad:?}: {error:#}");
+        }
+        node.end_pod(&pod)?;
+        node.remove_image("test/lists:1")
+    })
+}
+
+/// Tries system calls that could show the host or unmasked file systems, and prints those that succeed. Numbers are those
+/// that x86-64 has, and all newer ones that every architecture shares.
+const CALLS: &str = r#"
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+NEWNS, NEWUSER = 0x20000, 0x10000000
+p = ctypes.c_char_p
+handle = ctypes.create_string_buffer(b'\x80\0\0\0\x01\0\0\0' + b'\0' * 128)
+calls = {
+    'unshare user': (272, NEWUSER), 'unshare mount': (272, NEWNS),
+    'mount proc': (165, p(b'proc'), p(b'/tmp'), p(b'proc'), 0, None),
+    'mount bind': (165, p(b'/'), p(b'/tmp'), None, 0x5000, None),
+    'mount move': (165, p(b'/proc'), p(b'/tmp'), None, 0x2000, None),
+    'remount': (165, None, p(b'/proc'), None, 0x20, None),
+    'umount': (166, p(b'/proc/kcore'), 2),
+    'pivot_root': (155, p(b'/tmp'), p(b'/tmp')),
+    'open_by_handle_at': (304, os.open('/', 0), handle, 0),
+    'open_tree clone': (428, -100, p(b'/proc'), 1), 'fsopen': (430, p(b'proc'), 0),
+    'move_mount': (429, -100, p(b'/proc'), -100, p(b'/tmp'), 0), 'fspick': (433, -100, p(b'/proc'), 0),
+    'mount_setattr': (442, -100, p(b'/proc'), 0, handle, 32),
+    'setns': (308, os.open('/proc/self/ns/mnt', 0), 0), 'bpf': (321, 5, handle, 128),
+    'io_uring_setup': (425, 4, handle),
+}
+for name in sys.argv[1:] or calls:
+    number, *rest = calls[name]
+    if libc.syscall(ctypes.c_long(number), *rest) >= 0:
+        print(name)
+"#;
+
+fn new_mounts(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, _| {
+        let pod = node.run_pod("new-mounts")?;
+        let filtered = secured("filtered", "python:3.9", &["sleep", "3600"], |security| {
+            default_paths(security);
+            unconfined(security);
+            let profile_type = ProfileType::RuntimeDefault.into();
+            security.seccomp = Some(cri::SecurityProfile { profile_type, ..Default::default() });
+        });
+        let filtered = node.launch_as(&pod, &filtered)?;
+        let said = node.cri().exec(&filtered, &["python3", "-c", CALLS])?;
+        ensure!(said.code == 0 && said.stdout.is_empty(), "with a filter: {said:?}");
+        // Without a filter and without a profile it is capabilities and locked mounts that hold.
+        let free = secured("free", "python:3.9", &["sleep", "3600"], |security| {
+            default_paths(security);
+            unconfined(security);
+        });
+        let free = node.launch_as(&pod, &free)?;
+        let alone = [
+            "mount proc",
+            "mount bind",
+            "mount move",
+            "remount",
+            "umount",
+            "pivot_root",
+            "open_tree clone",
+            "fsopen",
+            "move_mount",
+            "fspick",
+            "mount_setattr",
+            "open_by_handle_at",
+            "bpf",
+        ];
+        for name in alone {
+            let said = node.cri().exec(&free, &["python3", "-c", CALLS, name])?;
+            ensure!(said.code == 0 && said.stdout.is_empty(), "{name}: {said:?}");
+        }
+        // All of them in one process: the first makes a user namespace, and the others are made with its capabilities.
+        let said = node.cri().exec(&free, &["python3", "-c", CALLS])?;
+        let opened = ["mount proc", "mount move", "umount", "open_by_handle_at"];
+        ensure!(said.code == 0 && !said.stdout.lines().any(|name| opened.contains(&name)), "{said:?}");
+        node.end_pod(&pod)
+    })
+}
