@@ -51,6 +51,25 @@ pub(crate) fn leaf(parent: &str, id: &str) -> String {
     }
 }
 
+/// A limit of memory below what is used and cannot be given back kills processes at once. That is not what an update
+/// is for; kubelet tries again later.
+fn check_room(cgroup: &Cgroup, resources: &Resources) -> Result<(), RequestError> {
+    let Ok(limit @ 1..) = u64::try_from(resources.memory_limit) else { return Ok(()) };
+    let stats = cgroup.stats().stage("look at its cgroup")?;
+    let (Some(current), Some(memory)) = (stats.memory_current, stats.memory) else { return Ok(()) };
+    if stats.memory_max.is_some_and(|present| present <= limit) {
+        return Ok(());
+    }
+    // The page cache, without what of it is shared memory, can be written back or dropped.
+    let needed = current.saturating_sub(memory.file.saturating_sub(memory.shmem));
+    if needed <= limit {
+        return Ok(());
+    }
+    Err(RequestError::invalid(format!(
+        "linux.resources.memory_limit_in_bytes: {limit} is less than the {needed} bytes that are in use"
+    )))
+}
+
 /// A limit that was refused: the client's fault where the value is.
 fn limit_error(error: CgroupError) -> RequestError {
     let text = format!("linux.resources.{}", chain(&error));
@@ -159,6 +178,7 @@ impl Cgroups {
     /// As [`Self::apply`].
     pub fn update(&self, path: &str, resources: &Resources) -> Result<(), RequestError> {
         let cgroup = self.open_cgroup(path).stage("open its cgroup")?;
+        check_room(&cgroup, resources)?;
         let applied = self.limit(&cgroup, resources).map_err(limit_error)?;
         if !scope::is_scope(path) {
             return Ok(());

@@ -41,6 +41,7 @@ mod pulls;
 mod races;
 mod refusals;
 mod reports;
+mod resistance;
 mod restart;
 mod sandbox;
 mod seccomp;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         cgroups::CASES,
         limits::CASES,
         log_paths::CASES,
+        resistance::CASES,
         reports::CASES,
         pulls::CASES,
         pairs::CASES,
