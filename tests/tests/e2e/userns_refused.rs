@@ -82,14 +82,13 @@ fn cgroup_mount(node: &mut Node) -> Result<()> {
 
 fn limits(node: &mut Node) -> Result<()> {
     let parent = node.pod_config("r34").linux.context("linux")?.cgroup_parent;
-    // As kubelet does it: the pod's cgroup exists, with the pod's limits, before the pod does.
-    let cgroup = node.cgroup(&parent);
-    fs::create_dir_all(&cgroup)?;
-    for (file, value) in [("memory.max", "67108864"), ("memory.swap.max", "0"), ("pids.max", "100")] {
-        fs::write(cgroup.join(file), value)?;
-    }
     let shared = options(HOST, cri::NamespaceMode::Pod);
     let pod = node.run_pod_as(sandbox(node, "r34", shared.clone())?)?;
+    // The pod's limits, which are kubelet's to write.
+    let cgroup = node.cgroup(&parent);
+    for (file, value) in [("memory.max", "67108864"), ("memory.swap.max", "0"), ("pids.max", "100")] {
+        fs::write(cgroup.join(file), value).with_context(|| file.to_owned())?;
+    }
     let id = node.launch_as(&pod, &container("c", &["sleep", "3600"], &shared)?)?;
     let init = node.cri().shell(&id, "cat /proc/1/comm")?;
     ensure!(init == "crisp-init\n", "{init}");
@@ -109,11 +108,12 @@ fn limits(node: &mut Node) -> Result<()> {
     let status = node.wait_for_exit(&hog)?;
     ensure!(status.exit_code == 137, "{status:?}");
     // The pod's own limit of processes holds, too.
-    let said =
-        node.cri().exec(&id, &["sh", "-c", "i=0; while [ $i -lt 150 ]; do sleep 60 & i=$((i+1)); done"])?;
+    let said = node.cri().exec(
+        &id,
+        &["sh", "-c", "i=0; while [ $i -lt 150 ]; do sleep 60 >/dev/null 2>&1 & i=$((i+1)); done"],
+    )?;
     ensure!(said.stderr.contains("an't fork"), "{said:?}");
-    node.end_pod(&pod)?;
-    fs::remove_dir(&cgroup).context("the pod's cgroup is kubelet's to remove, and empty")
+    node.end_pod(&pod)
 }
 
 fn one(container_id: u32, host_id: u32, length: u32) -> cri::IdMapping {
