@@ -7,7 +7,7 @@
 //!    +---------+-> forgotten                                     preparation went wrong: as if it had never been
 //! ```
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use crisp_monitor::wire::{ContainerState, Exit, OomKills, Pid, PidNamespace};
@@ -137,12 +137,9 @@ impl Life {
         }
     }
 
-    /// Looks for OOM kills; whether there are more than at the last look.
-    pub(crate) fn look_for_oom(&mut self) -> bool {
-        match (&self.cgroup, &mut self.oom) {
-            (Some(dir), Some(watch)) => watch.look(dir.as_fd()),
-            _ => false,
-        }
+    /// What is watched for OOM kills, with its cgroup.
+    pub(crate) fn oom_watch(&mut self) -> Option<(BorrowedFd<'_>, &mut OomWatch)> {
+        Some((self.cgroup.as_ref()?.as_fd(), self.oom.as_mut()?))
     }
 
     /// Takes what is watched of its cgroup out of the loop.

@@ -5,13 +5,17 @@ use std::os::fd::OwnedFd;
 use crisp_monitor::wire::{Body, Done, ExecExit, Failure, FailureKind, OomReport, StartedAt};
 use crisp_sys::poll::Interest;
 use crisp_sys::{process, time};
+use nix::sys::signal::Signal;
 
 use super::{Ending, Pod, sys_failure};
-use crate::container::{Asker, Container, End, Phase};
+use crate::container::{Asker, Container, End, Life, Phase};
 use crate::launched::{Launched, Said};
 use crate::refusal::refuse;
 use crate::stdio;
 use crate::token::{Kind, Token};
+
+/// Exit code of a process that SIGKILL has ended.
+const KILLED: i32 = 128 + Signal::SIGKILL as i32;
 
 impl Pod {
     /// Some child has ended: reaps those that nobody here has launched. An exec'd process, or a container in a PID
@@ -108,7 +112,10 @@ impl Pod {
         let Some(life) = &mut container.life else { return };
         let Some(code) = life.process.reap(&self.poll) else { return };
         // Now, because whoever manages the cgroup may remove it soon.
-        life.look_for_oom();
+        let killed = code == KILLED;
+        self.look_for_oom(killed.then_some(serial));
+        let Some(container) = self.containers.get_mut(&serial) else { return };
+        let Some(life) = &mut container.life else { return };
         life.end = Some(End { code, nanos: time::realtime_nanos(), oom: life.oom_kills() });
         match container.phase {
             Phase::Held => self.forget_unborn(serial, None),
@@ -118,20 +125,39 @@ impl Pod {
         }
     }
 
-    /// Some container's `memory.events` has changed. All of the pod's are looked at: an event of the pod's own must be
-    /// counted for the container that it hit, and not for the next one that dies of something else.
+    /// Some container's `memory.events` has changed.
     pub(super) fn on_oom(&mut self) {
-        let mut killed = Vec::new();
+        for serial in self.look_for_oom(None) {
+            let Some(container) = self.containers.get(&serial) else { continue };
+            let oom = container.life.as_ref().and_then(Life::oom_kills);
+            self.announce(Body::OomKilled(OomReport { container: container.id.clone(), oom }));
+        }
+    }
+
+    /// Looks for OOM kills; which containers were hit since the last look. All of the pod's are looked at: an event of
+    /// the pod's own must be counted for the container that it hit, and not for the next one that dies of something
+    /// else. `killed`: a container that was just found to have ended by SIGKILL.
+    fn look_for_oom(&mut self, killed: Option<u64>) -> Vec<u64> {
+        let mut hit = Vec::new();
+        let mut accounted = 0;
+        for (serial, container) in &mut self.containers {
+            let Some((cgroup, watch)) = container.life.as_mut().and_then(Life::oom_watch) else { continue };
+            let more = watch.look(cgroup);
+            if more > 0 {
+                hit.push(*serial);
+            }
+            accounted += more;
+        }
+        let ended = killed.and_then(|serial| self.containers.get_mut(&serial));
+        if let Some((_, watch)) = ended.and_then(|one| one.life.as_mut()).and_then(Life::oom_watch) {
+            accounted += watch.inherit(accounted);
+        }
         for container in self.containers.values_mut() {
-            if let Some(life) = &mut container.life
-                && life.look_for_oom()
-            {
-                killed.push(OomReport { container: container.id.clone(), oom: life.oom_kills() });
+            if let Some((cgroup, watch)) = container.life.as_mut().and_then(Life::oom_watch) {
+                watch.settle(cgroup, accounted);
             }
         }
-        for report in killed {
-            self.announce(Body::OomKilled(report));
-        }
+        hit
     }
 
     /// A container whose preparation went wrong has never been.
