@@ -2,7 +2,6 @@
 //!
 //! Must not know: who looks.
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,16 +11,12 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-/// How often a racy case is tried where nobody says otherwise. On a real machine one try takes some ten milliseconds; the
-/// exchanges meanwhile are ten thousands.
-const ROUNDS: usize = 300;
-/// The same in a virtual machine without hardware support.
-const ROUNDS_EMULATED: usize = 100;
+use crate::place;
 
-/// How often to try a racy case. `CRISP_RACE_ROUNDS` says otherwise, for a long run.
+/// How often a racy case is tried. On a real machine one try takes some ten milliseconds; the exchanges meanwhile are ten
+/// thousands.
 pub fn rounds() -> usize {
-    let asked = env::var("CRISP_RACE_ROUNDS").ok().and_then(|text| text.parse().ok());
-    asked.unwrap_or(if env::var_os("CRISP_NODE").is_some() { ROUNDS } else { ROUNDS_EMULATED })
+    place::rounds(2000, 100)
 }
 
 /// A thread that exchanges two names (renameat2(2), `RENAME_EXCHANGE`) until it is stopped.

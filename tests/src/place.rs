@@ -139,7 +139,9 @@ pub fn volatile() -> PathBuf {
     if tmpfs { run } else { env::temp_dir() }
 }
 
-/// How often a racy test tries: `natively` times, or 100 times where every system call is emulated.
-pub fn rounds(natively: usize) -> usize {
-    if env::var_os("CRISP_VM").is_some() { natively.min(100) } else { natively }
+/// How often a racy or random test tries: `natively` times, `emulated` times in a virtual machine without hardware
+/// support, or as often as `CRISP_ROUNDS` says.
+pub fn rounds(natively: usize, emulated: usize) -> usize {
+    let asked = env::var("CRISP_ROUNDS").ok().and_then(|text| text.parse().ok());
+    asked.unwrap_or(if env::var_os("CRISP_VM").is_some() { emulated } else { natively })
 }

@@ -4,11 +4,6 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// How often a racy or random test does its thing: `usual` times, or as often as `CRISP_ROUNDS` says.
-pub fn rounds(usual: usize) -> usize {
-    std::env::var("CRISP_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
-}
-
 /// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
 #[derive(Clone, Debug)]
 pub struct Random {
@@ -40,6 +35,13 @@ impl Random {
     /// A number below `end`; 0 when there is none.
     pub fn below(&mut self, end: usize) -> usize {
         if end == 0 { 0 } else { (self.number() % end as u64) as usize }
+    }
+
+    /// Puts `list` into another order.
+    pub fn shuffle<T>(&mut self, list: &mut [T]) {
+        for end in (1..list.len()).rev() {
+            list.swap(end, self.below(end + 1));
+        }
     }
 
     /// `length` bytes.

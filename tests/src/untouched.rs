@@ -233,6 +233,8 @@ fn complaints(mut log: &File) -> Result<Vec<String>> {
     const WORDS: [&str; 6] =
         ["WARNING:", "BUG:", "Oops", "general protection fault", "Call Trace", "hung_task"];
     let mut found = Vec::new();
+    // The report of an OOM kill has a trace in it, of whoever needed the memory.
+    let mut in_report = false;
     let mut record = vec![0; 8192];
     loop {
         match log.read(&mut record) {
@@ -240,7 +242,10 @@ fn complaints(mut log: &File) -> Result<Vec<String>> {
             Ok(length) => {
                 let text = String::from_utf8_lossy(&record[..length]);
                 let line = text.lines().next().unwrap_or_default();
-                if WORDS.iter().any(|word| line.contains(word)) {
+                in_report |= line.contains(" invoked oom-killer: ");
+                if in_report && line.contains("Call Trace:") {
+                    in_report = false;
+                } else if WORDS.iter().any(|word| line.contains(word)) {
                     found.push(line.to_owned());
                 }
             }

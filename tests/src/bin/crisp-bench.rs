@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
-use crisp_tests::cri::{channel, clients, container_config, words};
+use crisp_tests::cri::{channel, clients, container_config, secured, words};
 use crisp_tests::node::Node;
 use crisp_tests::statistics::Samples;
 use crisp_tests::{command, host, place};
@@ -103,10 +103,15 @@ fn main() -> Result<()> {
 fn host_facts() -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let facts = json!({"kernel": read("/proc/sys/kernel/osrelease"), "cores": cores, "cgroup_limits": place::has_controllers()});
+    let apparmor = place::has_apparmor();
+    let facts = json!({
+        "kernel": read("/proc/sys/kernel/osrelease"), "cores": cores, "cgroup_limits": place::has_controllers(),
+        "apparmor": apparmor,
+    });
     println!(
-        "kernel {}, {cores} cores; all times in microseconds\n",
-        facts["kernel"].as_str().unwrap_or("?")
+        "kernel {}, {cores} cores; containers under seccomp, device control{}; all times in microseconds\n",
+        facts["kernel"].as_str().unwrap_or("?"),
+        if apparmor { " and AppArmor" } else { ", no AppArmor on this kernel" },
     );
     facts
 }
@@ -224,6 +229,18 @@ async fn timed<T>(
     Ok((reply.into_inner(), microseconds))
 }
 
+/// A container as kubelet asks for it: under the default profiles, and with control of devices as every one has.
+fn confined() -> cri::ContainerConfig {
+    let default = || {
+        let profile_type = cri::security_profile::ProfileType::RuntimeDefault.into();
+        Some(cri::SecurityProfile { profile_type, ..Default::default() })
+    };
+    secured("c", IMAGE, &["sleep", "3600"], |security| {
+        security.seccomp = default();
+        security.apparmor = place::has_apparmor().then(default).flatten();
+    })
+}
+
 async fn up(
     client: &mut RuntimeServiceClient<Channel>,
     config: cri::PodSandboxConfig,
@@ -234,7 +251,7 @@ async fn up(
     let pod = reply.pod_sandbox_id;
     let request = cri::CreateContainerRequest {
         pod_sandbox_id: pod.clone(),
-        config: Some(container_config("c", IMAGE, &["sleep", "3600"])),
+        config: Some(confined()),
         sandbox_config: Some(config),
     };
     let (reply, create) = timed(times, "CreateContainer", Box::pin(client.create_container(request))).await?;

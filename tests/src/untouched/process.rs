@@ -2,7 +2,7 @@
 //!
 //! Must not know: what the process is for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,10 @@ use super::wait_until_none;
 const PEAK_KIB: u64 = 64 << 10;
 /// System calls that a thread with nothing to do waits in: futex, `epoll_wait` and its newer forms (x86-64).
 const IDLE_CALLS: [&str; 4] = ["202", "232", "281", "441"];
+/// Netlink sockets that the daemon keeps for its next conversations with the kernel, after a time with many at once.
+const NETLINK_KEPT: usize = 8;
+/// How [`descriptors`] calls them.
+const NETLINK: &str = "netlink socket";
 /// Names of threads that a pool starts and ends as it likes.
 const POOL: &str = "tokio-r";
 
@@ -106,6 +110,9 @@ fn memory(pid: i32, field: &str) -> Result<u64> {
 
 /// How many descriptors there are of each kind. Sockets and pipes have numbers that say nothing.
 fn descriptors(pid: i32) -> Result<BTreeMap<String, usize>> {
+    // The last column is the socket's number.
+    let table = fs::read_to_string(proc(pid).join("net/netlink")).context("list netlink sockets")?;
+    let netlink: BTreeSet<_> = table.lines().filter_map(|line| line.split_whitespace().last()).collect();
     let mut kinds = BTreeMap::new();
     let folder = proc(pid).join("fd");
     for entry in fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
@@ -113,6 +120,7 @@ fn descriptors(pid: i32) -> Result<BTreeMap<String, usize>> {
         let Ok(target) = fs::read_link(entry?.path()) else { continue };
         let text = target.display().to_string();
         let kind = match text.split_once(":[") {
+            Some(("socket", number)) if netlink.contains(number.trim_end_matches(']')) => NETLINK.to_owned(),
             Some((kind @ ("socket" | "pipe"), _)) => kind.to_owned(),
             _ => text,
         };
@@ -153,7 +161,9 @@ fn busy(pid: i32) -> Result<Vec<String>> {
 }
 
 fn growth(what: &str, before: &BTreeMap<String, usize>, now: &BTreeMap<String, usize>) -> Vec<String> {
-    let more = now.iter().filter(|(kind, count)| before.get(*kind).is_none_or(|old| old < *count));
+    let kept = |kind: &str| if kind == NETLINK { NETLINK_KEPT } else { 0 };
+    let allowed = |kind: &str| before.get(kind).copied().unwrap_or_default().max(kept(kind));
+    let more = now.iter().filter(|(kind, count)| allowed(kind) < **count);
     more.map(|(kind, count)| format!("{what} {kind}: {}, then {count}", before.get(kind).unwrap_or(&0)))
         .collect()
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::host;
 use crisp_tests::node::{Node, Pod};
-use crisp_tests::random::{Random, rounds};
+use crisp_tests::place;
+use crisp_tests::random::Random;
 use crisp_tests::untouched::Untouched;
 
 use crate::case::Case;
@@ -29,7 +30,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "a_broken_exit_record_is_no_exit", needs: &[], images: &["busybox"], run: exits },
 ];
 
-/// Random damage beside the chosen kinds; `CRISP_ROUNDS` sets another number.
+/// Random damage beside the chosen kinds.
 const DAMAGE_ROUNDS: usize = 4;
 
 /// What may have become of a record of JSON; all of it is no such record any more.
@@ -45,7 +46,7 @@ fn damaged(record: &[u8], random: &mut Random) -> Vec<(String, Vec<u8>)> {
         ("no object".to_owned(), b"[1, 2, 3]".to_vec()),
         ("deep".to_owned(), "[".repeat(100_000).into_bytes()),
     ];
-    for _ in 0..rounds(DAMAGE_ROUNDS) {
+    for _ in 0..place::rounds(DAMAGE_ROUNDS, DAMAGE_ROUNDS) {
         let at = 1 + random.below(record.len() - 2);
         all.push((format!("cut at byte {at}"), record[..at].to_vec()));
         let mut bytes = record.to_vec();

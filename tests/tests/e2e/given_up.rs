@@ -9,7 +9,7 @@ use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::{Reply, container_config};
 use crisp_tests::http2::{self, Connection, DATA, END_HEADERS, END_STREAM, HEADERS};
 use crisp_tests::node::{Node, Pod};
-use crisp_tests::random::rounds;
+use crisp_tests::place;
 use crisp_tests::untouched::{self, Untouched};
 use prost::Message;
 use tonic::Code;
@@ -35,7 +35,7 @@ pub(crate) const CASES: &[Case] = &[
 
 /// When a call is given up, microseconds after it was made: a call takes a few milliseconds.
 const GIVEN_UP: [u64; 10] = [0, 200, 500, 1000, 2000, 4000, 7000, 12_000, 20_000, 40_000];
-/// Times through [`GIVEN_UP`]; `CRISP_ROUNDS` sets another number.
+/// Times through [`GIVEN_UP`].
 const ROUNDS: usize = 2;
 
 /// One life of a pod, each call first given up after `limit` and then made again.
@@ -92,7 +92,7 @@ fn given_up<T>(reply: Reply<T>) -> Result<Option<T>> {
 
 fn deadlines(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
-        for round in 0..rounds(ROUNDS) {
+        for round in 0..place::rounds(ROUNDS, ROUNDS) {
             for micros in GIVEN_UP {
                 let limit = Duration::from_micros(micros);
                 life(node, &format!("given-up-{round}-{micros}"), limit)

@@ -5,17 +5,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1::{self as cri, security_profile::ProfileType};
 use crisp_tests::apparmor::label;
 use crisp_tests::build::{Build, Tar};
 use crisp_tests::cri::{bind, secured, words};
+use crisp_tests::flipper::{self, Flipper};
 use crisp_tests::node::{Node, Pod};
 use crisp_tests::{place, untouched};
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::case::Case;
 
@@ -50,9 +48,6 @@ const MASKED: [&str; 12] = [
     "/sys/devices/virtual/powercap",
 ];
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-/// Rounds of the race, where system calls are not emulated.
-const ROUNDS: usize = 1000;
 
 fn default_paths(security: &mut cri::LinuxContainerSecurityContext) {
     security.masked_paths = words(&MASKED);
@@ -154,16 +149,6 @@ fn redirected(node: &mut Node) -> Result<()> {
     })
 }
 
-/// Exchanges two names for as long as it lives.
-fn flip(one: &Path, other: &Path, stop: &AtomicBool) -> Result<usize> {
-    let mut count = 0;
-    while !stop.load(Ordering::Relaxed) {
-        renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE)?;
-        count += 1;
-    }
-    Ok(count)
-}
-
 fn raced(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
         let shared = node.folder().join("shared");
@@ -172,16 +157,10 @@ fn raced(node: &mut Node) -> Result<()> {
         symlink("/proc/self", shared.join("link"))?;
         let pod = sysctl_pod(node, "raced")?;
         let mounts = vec![bind(&shared, "/shared"), bind(&node.folder().join("other"), "/shared/place/attr")];
-        let stop = AtomicBool::new(false);
-        let (place, link) = (shared.join("place"), shared.join("link"));
-        let flips = thread::scope(|scope| {
-            let flipper = scope.spawn(|| flip(&place, &link, &stop));
-            let tried = race(node, &pod, &mounts, place::rounds(ROUNDS));
-            stop.store(true, Ordering::Relaxed);
-            let flips = flipper.join().map_err(|_| anyhow::anyhow!("the flipper panicked"))??;
-            tried.map(|()| flips)
-        })?;
-        ensure!(flips > 0);
+        let rounds = flipper::rounds();
+        let flipper = Flipper::start(&shared.join("place"), &shared.join("link"));
+        race(node, &pod, &mounts, rounds)?;
+        flipper.stop(rounds)?;
         node.end_pod(&pod)
     })
 }

@@ -230,7 +230,7 @@ fn files_of_the_runtime(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
         let pod = node.run_pod("writes")?;
         for file in ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname", "/dev/shm/x"] {
-            let line = format!("head -c 100M /dev/zero >{file}");
+            let line = format!("dd if=/dev/zero of={file} bs=1M count=100");
             let name = file.trim_start_matches('/').replace(['/', '.'], "-");
             let mut config = container_config(&name, "busybox", &["sh", "-c", &line]);
             let linux = config.linux.as_mut().context("linux")?;

@@ -1,13 +1,14 @@
 //! All pairs of calls on one object at once: what comes out is what one of the two orders would have given.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::{Cri, Reply, container_config};
 use crisp_tests::node::{Node, Pod};
-use crisp_tests::random::rounds;
-use crisp_tests::untouched;
+use crisp_tests::random::Random;
+use crisp_tests::{place, untouched};
 use tonic::Code;
 
 use crate::case::Case;
@@ -16,8 +17,8 @@ use crate::case::Case;
 pub(crate) const CASES: &[Case] =
     &[Case { name: "c17_all_pairs_of_calls_are_linearizable", needs: &[], images: &["busybox"], run: pairs }];
 
-/// Races of each pair in each state; `CRISP_ROUNDS` sets another number (1000 for the long run).
-const PAIR_ROUNDS: usize = 1;
+/// Pairs that are raced at a time, so that the daemon is busy with others, too.
+const WORKERS: usize = 4;
 
 const REMOVE_POD: &str = "RemovePodSandbox";
 
@@ -113,24 +114,46 @@ fn left(node: &Node, object: &Object) -> Result<(Option<i32>, Option<i32>)> {
     Ok((pod, container))
 }
 
+/// Two calls, and whether the container runs.
+type Race = (&'static Call, &'static Call, bool);
+
 fn pairs(node: &mut Node) -> Result<()> {
-    untouched::around(node, |node, _| {
-        for (at, first) in CALLS.iter().enumerate() {
-            for second in &CALLS[at..] {
-                for running in [false, true] {
-                    pair(node, first, second, running)
-                        .with_context(|| format!("{} and {}, running: {running}", first.0, second.0))?;
-                }
-            }
+    let mut races: Vec<Race> = Vec::new();
+    for (at, first) in CALLS.iter().enumerate() {
+        for second in &CALLS[at..] {
+            races.extend([false, true].map(|running| (first, second, running)));
         }
-        Ok(())
+    }
+    // As many races as there are to be: of each pair several, or of some pairs one.
+    let wanted = place::rounds(2000, 100);
+    Random::announced("c17").shuffle(&mut races);
+    let rounds = wanted.div_ceil(races.len());
+    races.truncate(wanted);
+    untouched::around(node, |node, _| {
+        let (node, races, next) = (&*node, &races, &AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..WORKERS)
+                .map(|worker| scope.spawn(move || work_off(node, worker, races, next, rounds)))
+                .collect();
+            workers.into_iter().try_for_each(|one| one.join().map_err(|_| anyhow!("a worker panicked"))?)
+        })
     })
 }
 
-fn pair(node: &Node, first: &Call, second: &Call, running: bool) -> Result<()> {
+/// Takes races until there are none left.
+fn work_off(node: &Node, worker: usize, races: &[Race], next: &AtomicUsize, rounds: usize) -> Result<()> {
+    let name = format!("pair-{worker}");
+    while let Some((first, second, running)) = races.get(next.fetch_add(1, Ordering::Relaxed)) {
+        pair(node, &name, (first, second, *running), rounds)
+            .with_context(|| format!("{} and {}, running: {running}", first.0, second.0))?;
+    }
+    Ok(())
+}
+
+fn pair(node: &Node, name: &str, (first, second, running): Race, rounds: usize) -> Result<()> {
     let mut allowed: BTreeSet<Outcome> = BTreeSet::new();
     for turned in [false, true] {
-        let object = make(node, "pair", running)?;
+        let object = make(node, name, running)?;
         let (a, b) = if turned {
             let b = done(second, second.1(node.cri(), &object))?;
             (done(first, first.1(node.cri(), &object))?, b)
@@ -145,7 +168,7 @@ fn pair(node: &Node, first: &Call, second: &Call, running: bool) -> Result<()> {
             continue;
         }
         // It is a stop and a removal, and the other call may come between the two.
-        let object = make(node, "pair", running)?;
+        let object = make(node, name, running)?;
         node.cri().stop_pod(&object.pod.id)?;
         let between = done(other, other.1(node.cri(), &object))?;
         let removed = done(removal, removal.1(node.cri(), &object))?;
@@ -153,14 +176,14 @@ fn pair(node: &Node, first: &Call, second: &Call, running: bool) -> Result<()> {
         let (a, b) = if removal.0 == first.0 { (removed, between) } else { (between, removed) };
         allowed.insert((a, b, pod, container));
     }
-    for round in 0..rounds(PAIR_ROUNDS) {
-        let object = make(node, "pair", running)?;
+    for round in 0..rounds {
+        let object = make(node, name, running)?;
         let (a, b) = std::thread::scope(|scope| {
             let call = |call: &'static Call| {
                 let (cri, object) = (node.cri(), &object);
                 scope.spawn(move || call.1(cri, object))
             };
-            let (a, b) = (call(find(first)), call(find(second)));
+            let (a, b) = (call(first), call(second));
             (a.join(), b.join())
         });
         let a = done(first, a.map_err(|_| anyhow!("a client panicked"))?)?;
@@ -173,9 +196,4 @@ fn pair(node: &Node, first: &Call, second: &Call, running: bool) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The same entry of the table, for as long as a thread may want it.
-fn find(call: &Call) -> &'static Call {
-    CALLS.iter().find(|one| one.0 == call.0).unwrap_or(&CALLS[0])
 }

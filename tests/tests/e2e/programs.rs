@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::{container_config, refused, words};
 use crisp_tests::node::{Node, Pod};
-use crisp_tests::random::rounds;
+use crisp_tests::place;
 use crisp_tests::untouched;
 use tonic::Code;
 
@@ -37,9 +37,6 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case { name: "c11_a_command_that_is_none_is_refused", needs: &[], images: &["busybox"], run: commands },
 ];
-
-/// Rounds of cross-talk; `CRISP_ROUNDS` sets another number (10000 for the long run).
-const CROSS_TALK_ROUNDS: usize = 25;
 
 fn hooks(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, canary| {
@@ -98,7 +95,7 @@ fn hooks(node: &mut Node) -> Result<()> {
 fn cross_talk(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
         let pod = node.run_pod("cross-talk")?;
-        for round in 0..rounds(CROSS_TALK_ROUNDS) {
+        for round in 0..place::rounds(2000, 100) {
             std::thread::scope(|scope| -> Result<()> {
                 let sides = ["left", "right"].map(|side| {
                     let (node, pod) = (&*node, &pod);

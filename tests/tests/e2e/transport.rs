@@ -9,7 +9,8 @@ use crisp_tests::cri::{container_config, image, refused};
 use crisp_tests::grpc::{Caller, methods};
 use crisp_tests::http2::{self, Connection, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM};
 use crisp_tests::node::Node;
-use crisp_tests::random::{Random, rounds};
+use crisp_tests::place;
+use crisp_tests::random::Random;
 use crisp_tests::untouched;
 use prost::Message;
 use tonic::Code;
@@ -48,9 +49,9 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
-/// Spoilt messages for each method; `CRISP_ROUNDS` sets another number.
+/// Spoilt messages for each method.
 const SPOILT_ROUNDS: usize = 30;
-/// Broken connections; `CRISP_ROUNDS` sets another number.
+/// Broken connections.
 const BROKEN_ROUNDS: usize = 60;
 
 fn socket(node: &Node) -> PathBuf {
@@ -102,7 +103,7 @@ fn spoilt(node: &mut Node) -> Result<()> {
         let caller = Caller::new(&socket(node))?;
         for method in methods()? {
             let proper = proper(&method.name, node);
-            for _ in 0..rounds(SPOILT_ROUNDS) {
+            for _ in 0..place::rounds(SPOILT_ROUNDS, SPOILT_ROUNDS) {
                 let length = random.below(64);
                 let message = if random.below(4) == 0 { random.bytes(length) } else { random.spoil(&proper) };
                 // Only the stream of events has no end of its own.
@@ -171,7 +172,7 @@ fn broken(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
         let mut random = Random::announced("c15_broken_http2_ends_its_own_connection");
         let list = "/runtime.v1.RuntimeService/ListContainers";
-        for round in 0..rounds(BROKEN_ROUNDS) {
+        for round in 0..place::rounds(BROKEN_ROUNDS, BROKEN_ROUNDS) {
             let mut connection = Connection::silent(&socket(node))?;
             let mut bytes = http2::PREFACE.to_vec();
             if random.below(8) == 0 {

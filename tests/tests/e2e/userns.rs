@@ -256,6 +256,10 @@ fn network(node: &mut Node) -> Result<()> {
     let mut config = container("c", &["sleep", "3600"], &own())?;
     security(&mut config)?.capabilities =
         Some(cri::Capability { add_capabilities: vec!["NET_ADMIN".to_owned()], ..Default::default() });
+    // The default AppArmor profile lets nobody write below /proc/sys.
+    let unconfined = cri::security_profile::ProfileType::Unconfined.into();
+    security(&mut config)?.apparmor =
+        Some(cri::SecurityProfile { profile_type: unconfined, ..Default::default() });
     let id = node.launch_as(&pod, &config)?;
     for (name, value) in sysctls {
         let said = node.cri().shell(&id, &format!("cat /proc/sys/{}", name.replace('.', "/")))?;
