@@ -29,6 +29,8 @@ mod log_paths;
 mod logs;
 mod mount_requests;
 mod network;
+mod own_processes;
+mod own_program;
 mod pairs;
 mod planted;
 mod play;
@@ -79,6 +81,8 @@ fn main() -> ExitCode {
         crictl::CASES,
         logs::CASES,
         network::CASES,
+        own_processes::CASES,
+        own_program::CASES,
         cgroups::CASES,
         limits::CASES,
         log_paths::CASES,
