@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod path;
 pub mod poll;
 pub mod process;
+pub mod program;
 pub mod raw;
 pub mod signal;
 pub mod socket;

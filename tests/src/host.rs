@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -110,7 +111,7 @@ fn cgroups(scope: &Scope, facts: &mut BTreeSet<String>) {
 fn processes(scope: &Scope, facts: &mut BTreeSet<String>) {
     for pid in all_pids() {
         let proc = PathBuf::from(format!("/proc/{pid}"));
-        let executes_monitor = fs::read_link(proc.join("exe")).is_ok_and(|exe| exe == scope.monitor);
+        let executes_monitor = executes(pid, &scope.monitor);
         let contained = fs::read_to_string(proc.join("cgroup")).is_ok_and(|text| {
             text.lines()
                 .filter_map(|l| l.strip_prefix("0::"))
@@ -121,6 +122,12 @@ fn processes(scope: &Scope, facts: &mut BTreeSet<String>) {
             facts.insert(format!("process {pid} {}", name.trim()));
         }
     }
+}
+
+/// Whether process `pid` executes the file `program`, on whatever mount it has found that.
+pub fn executes(pid: i32, program: &Path) -> bool {
+    let file = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    file(&PathBuf::from(format!("/proc/{pid}/exe"))).is_some_and(|exe| Some(exe) == file(program))
 }
 
 /// Whether cgroup `path` is `parent` or lies below it.

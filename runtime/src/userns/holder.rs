@@ -20,11 +20,13 @@
 use super::{IdMapping, IdMappings};
 use crisp_sys::errno::text;
 use crisp_sys::process::{CloneFlags, pidfd_open};
+use crisp_sys::program::Program;
 use crisp_sys::raw::{path, process};
 use crisp_sys::{Errno, SysError};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -83,7 +85,9 @@ impl Holder {
     /// The first step that went wrong; no process is left then.
     pub fn start(program: &Path, mappings: &IdMappings, kinds: CloneFlags) -> Result<Self, HolderError> {
         let (ours, theirs) = crisp_sys::socket::socketpair()?;
-        let mut child = Command::new(program)
+        let executed = Program::open(program)?;
+        let mut child = Command::new(executed.path())
+            .arg0(program)
             .arg(HOLD)
             .env_clear()
             .stdin(Stdio::from(theirs))

@@ -26,6 +26,7 @@ use crisp_runtime::cgroup::Resources;
 use crisp_sys::{
     mount::{self, MountAttr},
     process::CloneFlags,
+    program::Program,
 };
 use tokio::sync::mpsc;
 
@@ -377,7 +378,8 @@ fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), RequestError> {
 }
 
 /// Starts the monitor from the thread that it is called on, whose namespaces it is born in. `posix_spawn`, not
-/// fork: nothing of the daemon's memory is copied. tokio reaps it when it has ended.
+/// fork: nothing of the daemon's memory is copied. What it executes, and with it every process of a container until its
+/// own `execve`, cannot be written to from there. tokio reaps it when it has ended.
 fn spawn_monitor(
     runtime: &tokio::runtime::Handle,
     program: &PathBuf,
@@ -385,7 +387,9 @@ fn spawn_monitor(
     socket: OwnedFd,
 ) -> Result<i32, RequestError> {
     let _context = runtime.enter();
-    let child = tokio::process::Command::new(program)
+    let executed = Program::open(program).stage(format_args!("open {}", program.display()))?;
+    let child = tokio::process::Command::new(executed.path())
+        .arg0(program)
         .arg(format!("pod-{}", record.id))
         .env_clear()
         .stdin(Stdio::from(socket))

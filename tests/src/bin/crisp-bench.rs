@@ -384,10 +384,7 @@ fn memory(node: &Node) -> Result<Value> {
     }
     let daemon = pss(node.daemon_pid()?)?;
     let monitor = &node.scope().monitor;
-    let ours: Vec<i32> = host::all_pids()
-        .into_iter()
-        .filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == *monitor))
-        .collect();
+    let ours: Vec<i32> = host::all_pids().into_iter().filter(|pid| host::executes(*pid, monitor)).collect();
     let processes: u64 = ours.iter().map(|pid| pss(*pid)).sum::<Result<u64>>()?;
     for pod in &pods {
         node.end_pod(pod)?;

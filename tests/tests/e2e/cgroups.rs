@@ -11,6 +11,7 @@ use crisp_tests::command;
 use crisp_tests::cri::{container_config, refused};
 use crisp_tests::node::Node;
 use crisp_tests::place::{self, Need};
+use crisp_tests::untouched;
 use crisp_tests::wait;
 use tonic::Code;
 
@@ -228,61 +229,65 @@ fn oom_kill(node: &mut Node) -> Result<()> {
 }
 
 fn nowhere_else(node: &mut Node) -> Result<()> {
-    let of_both = ["/", "../..", "/system.slice/x", "/a/../../b", "/a\nb", "/a\0b", "pods"];
-    let of_one: &[&str] = match place::under_systemd() {
-        true => &["/kubepods/pod1", "-.slice", "/a.slice/b.slice", "a--b.slice", "a.scope", "a@b.slice"],
-        false => &["system.slice", "/kubepods.slice", "/init.scope", "/a/b.service"],
-    };
-    let before = node.snapshot()?;
-    for (round, bad) in of_both.iter().chain(of_one).enumerate() {
-        let mut config = node.pod_config(&format!("bad-{round}"));
-        config.linux.as_mut().context("linux")?.cgroup_parent = (*bad).to_owned();
-        let text = refused(node.cri().run_pod(&config), Code::InvalidArgument)?;
-        ensure!(text.contains("linux.cgroup_parent"), "{bad:?}: {text}");
-    }
-    node.wait_for_return(&before)?;
-    // From inside: nothing can be written, also by root with all capabilities that are given by default.
-    let pod = node.run_pod("inside")?;
-    let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
-    let tries = "cd /sys/fs/cgroup && for t in 'mkdir x' 'mkdir ../x' 'mkdir ../../x' 'eval echo 1 >cgroup.procs' \
+    untouched::around(node, |node, _| {
+        let of_both = ["/", "../..", "/system.slice/x", "/a/../../b", "/a\nb", "/a\0b", "pods"];
+        let of_one: &[&str] = match place::under_systemd() {
+            true => &["/kubepods/pod1", "-.slice", "/a.slice/b.slice", "a--b.slice", "a.scope", "a@b.slice"],
+            false => &["system.slice", "/kubepods.slice", "/init.scope", "/a/b.service"],
+        };
+        let before = node.snapshot()?;
+        for (round, bad) in of_both.iter().chain(of_one).enumerate() {
+            let mut config = node.pod_config(&format!("bad-{round}"));
+            config.linux.as_mut().context("linux")?.cgroup_parent = (*bad).to_owned();
+            let text = refused(node.cri().run_pod(&config), Code::InvalidArgument)?;
+            ensure!(text.contains("linux.cgroup_parent"), "{bad:?}: {text}");
+        }
+        node.wait_for_return(&before)?;
+        // From inside: nothing can be written, also by root with all capabilities that are given by default.
+        let pod = node.run_pod("inside")?;
+        let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
+        let tries = "cd /sys/fs/cgroup && for t in 'mkdir x' 'mkdir ../x' 'mkdir ../../x' 'eval echo 1 >cgroup.procs' \
                  'eval echo 1 >../cgroup.procs' 'eval echo +pids >cgroup.subtree_control' 'eval echo 1 >cgroup.freeze' \
                  'eval echo 1 >cgroup.kill' 'eval echo max >pids.max' 'mount -o remount,rw /sys/fs/cgroup' \
                  'mount -t cgroup2 c /tmp'; do (eval \"$t\") 2>/dev/null && echo \"done: $t\"; done; true";
-    let said = node.cri().shell(&id, tries)?;
-    ensure!(said.is_empty(), "{said}");
-    node.end_pod(&pod)
+        let said = node.cri().shell(&id, tries)?;
+        ensure!(said.is_empty(), "{said}");
+        node.end_pod(&pod)
+    })
 }
 
 fn annotations(node: &mut Node) -> Result<()> {
-    let proof = node.folder().join("annotated");
-    let run = format!("[('ExecStopPost', 'touch {}')]", proof.display());
-    let evil = [
-        ("org.systemd.property.ExecStopPost", run.as_str()),
-        ("org.systemd.property.TasksMax", "uint64 5"),
-        ("org.systemd.property.Slice", "'system.slice'"),
-        ("io.kubernetes.cri-o.UnifiedCgroup.c", "pids.max=5;memory.oom.group=1"),
-        ("io.kubernetes.cri-o.UnifiedCgroup", "pids.max=5"),
-        ("run.oci.systemd.subgroup", "../../x"),
-        ("run.oci.delegate-cgroup", "/"),
-    ];
-    let evil = evil.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let mut config = node.pod_config("annotated");
-    config.annotations.extend(evil.clone());
-    let pod = node.run_pod_as(config)?;
-    let plain = node.launch(&pod, "plain", "busybox", &["sleep", "3600"])?;
-    let mut config = container_config("c", "busybox", &["sleep", "3600"]);
-    config.annotations.extend(evil);
-    let id = node.launch_as(&pod, &config)?;
-    let own = cgroup(node, &id)?;
-    ensure!(own == node.cgroup(&parent_of(&pod.config)?).join(leaf(&id)), "{own:?}");
-    let limits = |id: &str| ["pids.max", "memory.oom.group"].map(|file| read(node, id, file).ok());
-    ensure!(limits(&id) == limits(&plain), "{:?} {:?}", limits(&id), limits(&plain));
-    if place::under_systemd() {
-        for name in ["Slice", "TasksMax", "KillMode", "OOMPolicy"] {
-            ensure!(property(&leaf(&id), name)? == property(&leaf(&plain), name)?, "{name}");
+    untouched::around(node, |node, _| {
+        let proof = node.folder().join("annotated");
+        let run = format!("[('ExecStopPost', 'touch {}')]", proof.display());
+        let evil = [
+            ("org.systemd.property.ExecStopPost", run.as_str()),
+            ("org.systemd.property.TasksMax", "uint64 5"),
+            ("org.systemd.property.Slice", "'system.slice'"),
+            ("io.kubernetes.cri-o.UnifiedCgroup.c", "pids.max=5;memory.oom.group=1"),
+            ("io.kubernetes.cri-o.UnifiedCgroup", "pids.max=5"),
+            ("run.oci.systemd.subgroup", "../../x"),
+            ("run.oci.delegate-cgroup", "/"),
+        ];
+        let evil = evil.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let mut config = node.pod_config("annotated");
+        config.annotations.extend(evil.clone());
+        let pod = node.run_pod_as(config)?;
+        let plain = node.launch(&pod, "plain", "busybox", &["sleep", "3600"])?;
+        let mut config = container_config("c", "busybox", &["sleep", "3600"]);
+        config.annotations.extend(evil);
+        let id = node.launch_as(&pod, &config)?;
+        let own = cgroup(node, &id)?;
+        ensure!(own == node.cgroup(&parent_of(&pod.config)?).join(leaf(&id)), "{own:?}");
+        let limits = |id: &str| ["pids.max", "memory.oom.group"].map(|file| read(node, id, file).ok());
+        ensure!(limits(&id) == limits(&plain), "{:?} {:?}", limits(&id), limits(&plain));
+        if place::under_systemd() {
+            for name in ["Slice", "TasksMax", "KillMode", "OOMPolicy"] {
+                ensure!(property(&leaf(&id), name)? == property(&leaf(&plain), name)?, "{name}");
+            }
         }
-    }
-    node.end_pod(&pod)?;
-    ensure!(!proof.exists(), "an annotation was run as a command");
-    Ok(())
+        node.end_pod(&pod)?;
+        ensure!(!proof.exists(), "an annotation was run as a command");
+        Ok(())
+    })
 }

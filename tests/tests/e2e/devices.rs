@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::{container_config, refused};
 use crisp_tests::node::Node;
+use crisp_tests::untouched;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Gid, Uid, chown};
 use tonic::Code;
@@ -55,32 +56,34 @@ fn not_permitted(node: &Node, id: &str, line: &str) -> Result<()> {
 }
 
 fn denied(node: &mut Node) -> Result<()> {
-    let pod = node.run_pod("devices")?;
-    let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
-    for device in ["c 1 11", "c 1 1", "b 8 0", "b 7 0", "c 10 229", "c 10 200"] {
-        node.cri().shell(&id, &format!("rm -f /dev/made; mknod /dev/made {device}"))?;
-        not_permitted(node, &id, OPEN_TO_READ).context(device)?;
-        not_permitted(node, &id, OPEN_TO_WRITE).context(device)?;
-    }
-    // The first process too, not only what is exec'd. In a subshell, because a redirection of `:` that fails ends it.
-    let mut config = container_config(
-        "first",
-        "busybox",
-        &["sh", "-c", "mknod /dev/made c 1 11; (: >/dev/made); echo then $?; sleep 3600"],
-    );
-    config.linux.as_mut().context("linux")?.resources = None;
-    let first = node.launch_as(&pod, &config)?;
-    let said = crate::logs::wait_for_lines(node, &first, 2)?;
-    let said: Vec<_> = said.iter().map(|line| line.content.as_str()).collect();
-    ensure!(said.iter().any(|line| line.contains("Operation not permitted")), "{said:?}");
-    // What every container needs works.
-    node.cri().shell(
-        &id,
-        "set -e; echo x >/dev/null; cat /dev/null; [ $(head -c 7 /dev/zero | wc -c) = 7 ]; \
+    untouched::around(node, |node, _| {
+        let pod = node.run_pod("devices")?;
+        let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
+        for device in ["c 1 11", "c 1 1", "b 8 0", "b 7 0", "c 10 229", "c 10 200"] {
+            node.cri().shell(&id, &format!("rm -f /dev/made; mknod /dev/made {device}"))?;
+            not_permitted(node, &id, OPEN_TO_READ).context(device)?;
+            not_permitted(node, &id, OPEN_TO_WRITE).context(device)?;
+        }
+        // The first process too, not only what is exec'd. In a subshell, because a redirection of `:` that fails ends it.
+        let mut config = container_config(
+            "first",
+            "busybox",
+            &["sh", "-c", "mknod /dev/made c 1 11; (: >/dev/made); echo then $?; sleep 3600"],
+        );
+        config.linux.as_mut().context("linux")?.resources = None;
+        let first = node.launch_as(&pod, &config)?;
+        let said = crate::logs::wait_for_lines(node, &first, 2)?;
+        let said: Vec<_> = said.iter().map(|line| line.content.as_str()).collect();
+        ensure!(said.iter().any(|line| line.contains("Operation not permitted")), "{said:?}");
+        // What every container needs works.
+        node.cri().shell(
+            &id,
+            "set -e; echo x >/dev/null; cat /dev/null; [ $(head -c 7 /dev/zero | wc -c) = 7 ]; \
          [ $(head -c 7 /dev/urandom | wc -c) = 7 ]; [ $(head -c 7 /dev/random | wc -c) = 7 ]; \
          [ $(head -c 7 /dev/full | wc -c) = 7 ]; : <>/dev/ptmx; mknod /dev/zwei c 1 3; echo x >/dev/zwei",
-    )?;
-    node.end_pod(&pod)
+        )?;
+        node.end_pod(&pod)
+    })
 }
 
 /// A folder of device nodes: `kmsg`, mode 0640, owned by 3:4, `below/loop`, a link to the former, and a plain file.
@@ -167,27 +170,29 @@ fn outlives_the_daemon(node: &mut Node) -> Result<()> {
 }
 
 fn refused_devices(node: &mut Node) -> Result<()> {
-    let folder = nodes(node)?;
-    fs::create_dir(folder.join("empty"))?;
-    symlink("/etc/passwd", folder.join("passwd"))?;
-    let pod = node.run_pod("refused")?;
-    let kmsg = folder.join("kmsg");
-    for (bad, named) in [
-        (device(Path::new("/dev/../etc"), "", "r"), "devices[1].host_path"),
-        (device(&kmsg, "/dev/../etc/x", "r"), "devices[1].container_path"),
-        (device(&kmsg, "", "rwmx"), "devices[1].permissions \"rwmx\""),
-        (device(&kmsg, "", ""), "devices[1].permissions"),
-        (device(&folder.join("below/file"), "", "r"), "below/file: not a device"),
-        (device(&folder.join("passwd"), "", "r"), "passwd: not a device"),
-        (device(&folder.join("empty"), "", "r"), "empty: there is no device"),
-        (device(&folder.join("missing"), "", "r"), "missing: no such file or directory"),
-    ] {
-        let mut config = container_config("c", "busybox", &["sleep", "3600"]);
-        config.devices = vec![device(Path::new("/dev/zero"), "/dev/one", "r"), bad];
-        let message = refused(node.cri().create(&pod.id, &config, &pod.config), Code::InvalidArgument)?;
-        ensure!(message.contains("devices[1]") && message.contains(named), "{named}: {message}");
-    }
-    node.end_pod(&pod)
+    untouched::around(node, |node, _| {
+        let folder = nodes(node)?;
+        fs::create_dir(folder.join("empty"))?;
+        symlink("/etc/passwd", folder.join("passwd"))?;
+        let pod = node.run_pod("refused")?;
+        let kmsg = folder.join("kmsg");
+        for (bad, named) in [
+            (device(Path::new("/dev/../etc"), "", "r"), "devices[1].host_path"),
+            (device(&kmsg, "/dev/../etc/x", "r"), "devices[1].container_path"),
+            (device(&kmsg, "", "rwmx"), "devices[1].permissions \"rwmx\""),
+            (device(&kmsg, "", ""), "devices[1].permissions"),
+            (device(&folder.join("below/file"), "", "r"), "below/file: not a device"),
+            (device(&folder.join("passwd"), "", "r"), "passwd: not a device"),
+            (device(&folder.join("empty"), "", "r"), "empty: there is no device"),
+            (device(&folder.join("missing"), "", "r"), "missing: no such file or directory"),
+        ] {
+            let mut config = container_config("c", "busybox", &["sleep", "3600"]);
+            config.devices = vec![device(Path::new("/dev/zero"), "/dev/one", "r"), bad];
+            let message = refused(node.cri().create(&pod.id, &config, &pod.config), Code::InvalidArgument)?;
+            ensure!(message.contains("devices[1]") && message.contains(named), "{named}: {message}");
+        }
+        node.end_pod(&pod)
+    })
 }
 
 fn privileged(node: &mut Node) -> Result<()> {

@@ -16,6 +16,7 @@ mod contract;
 mod credentials;
 mod crictl;
 mod daemon;
+mod descriptors;
 mod devices;
 mod disturbances;
 mod floods;
@@ -28,7 +29,10 @@ mod limits;
 mod log_paths;
 mod logs;
 mod mount_requests;
+mod namespaces;
 mod network;
+mod own_processes;
+mod own_program;
 mod pairs;
 mod planted;
 mod play;
@@ -42,9 +46,12 @@ mod races;
 mod refusals;
 mod reports;
 mod resistance;
+mod resources;
 mod restart;
 mod sandbox;
 mod seccomp;
+mod sizes;
+mod starvation;
 mod stops;
 mod sysctls;
 mod terminal;
@@ -69,6 +76,7 @@ fn main() -> ExitCode {
         programs::CASES,
         sandbox::CASES,
         container::CASES,
+        descriptors::CASES,
         devices::CASES,
         disturbances::CASES,
         floods::CASES,
@@ -78,11 +86,15 @@ fn main() -> ExitCode {
         pods::CASES,
         crictl::CASES,
         logs::CASES,
+        namespaces::CASES,
         network::CASES,
+        own_processes::CASES,
+        own_program::CASES,
         cgroups::CASES,
         limits::CASES,
         log_paths::CASES,
         resistance::CASES,
+        resources::CASES,
         reports::CASES,
         pulls::CASES,
         pairs::CASES,
@@ -90,6 +102,8 @@ fn main() -> ExitCode {
         seccomp::CASES,
         apparmor::CASES,
         credentials::CASES,
+        sizes::CASES,
+        starvation::CASES,
         stops::CASES,
         sysctls::CASES,
         hostile_accounts::CASES,

@@ -106,8 +106,18 @@ fn terminals(node: &mut Node) -> Result<()> {
                 .symlink("dev/tty", &secret),
         ];
         for layer in layers {
-            let made = with_layer(node, &pod, layer, |_| {}, |id| sane_devices(node, id))?;
-            ensure!(made, "the image's /dev is covered: none of this is in the way");
+            for tty in [false, true] {
+                let check = |id: &str| {
+                    sane_devices(node, id)?;
+                    // 88: a terminal of devpts.
+                    let console = "[ -c /dev/console ] && stat -c %t /dev/console || echo none";
+                    let console = node.cri().shell(id, console)?;
+                    ensure!(console.trim() == if tty { "88" } else { "none" }, "{console}");
+                    Ok(())
+                };
+                let made = with_layer(node, &pod, layer.clone(), |config| config.tty = tty, check)?;
+                ensure!(made, "the image's /dev is covered: none of this is in the way");
+            }
         }
         // The same in a volume that is mounted over /dev: what is there is the volume's, and nothing of it is followed.
         let volume = node.folder().join("dev");

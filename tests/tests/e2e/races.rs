@@ -39,6 +39,12 @@ pub(crate) const CASES: &[Case] = &[
         images: &["busybox"],
         run: masked_by_null,
     },
+    Case {
+        name: "r08_a_terminal_is_the_containers_whatever_is_exchanged",
+        needs: &[],
+        images: &["busybox"],
+        run: terminal,
+    },
 ];
 
 fn bind(host: &Path, place: &str) -> cri::Mount {
@@ -160,40 +166,91 @@ const MASKED: [&str; 6] =
 
 fn masked_by_null(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
-        let volume = folder(node.folder().join("dev"))?;
-        let (null, link) = (volume.join("null"), volume.join("link"));
-        mknod(&null, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, 3))?;
-        symlink("/proc/sys/kernel/core_pattern", &link)?;
         let pod = node.run_pod("race")?;
-        let mut config = container_config("c", "busybox", &["sleep", "3600"]);
-        config.mounts = vec![bind(&volume, "/dev")];
-        let linux = config.linux.as_mut().context("linux")?;
-        let security = linux.security_context.as_mut().context("security context")?;
-        security.masked_paths = MASKED.map(str::to_owned).into();
-        security.readonly_paths = vec!["/proc/sys".to_owned(), "/proc/sysrq-trigger".to_owned()];
-        race(node, &pod, &config, (&null, &link), |id| {
-            let all = mounts(node, id)?;
-            for path in MASKED.iter().filter(|path| Path::new(path).exists()) {
-                let mask = all.iter().rev().find(|(_, place, _)| place == path);
-                let (root, _, kind) = mask.with_context(|| format!("{path} is not masked"))?;
-                ensure!(kind == "tmpfs" && (root == "/null" || root == "/empty"), "{path}: {root} of {kind}");
+        for (name, target) in [("core", "/proc/sys/kernel/core_pattern"), ("sysrq", "/proc/sysrq-trigger")] {
+            let volume = folder(node.folder().join(name))?;
+            let (null, link) = (volume.join("null"), volume.join("link"));
+            mknod(&null, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, 3))?;
+            symlink(target, &link)?;
+            let mut config = container_config(name, "busybox", &["sleep", "3600"]);
+            config.mounts = vec![bind(&volume, "/dev")];
+            let linux = config.linux.as_mut().context("linux")?;
+            let security = linux.security_context.as_mut().context("security context")?;
+            security.masked_paths = MASKED.map(str::to_owned).into();
+            security.readonly_paths = vec!["/proc/sys".to_owned(), "/proc/sysrq-trigger".to_owned()];
+            race(node, &pod, &config, (&null, &link), |id| masked(&mounts(node, id)?))?;
+            // And what the container can do about it.
+            let id = node.launch_as(&pod, &config)?;
+            let files = ["/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"];
+            for file in files.into_iter().filter(|file| Path::new(file).exists()) {
+                let said = node.cri().exec(&id, &["sh", "-c", &format!("echo x >{file}")])?;
+                ensure!(said.code != 0 && said.stderr.contains("Read-only"), "{file}: {said:?}");
             }
-            let proc = all.iter().filter(|(_, place, kind)| kind == "proc" && place != "/proc");
-            let places: Vec<_> = proc.map(|(root, place, _)| (root.as_str(), place.as_str())).collect();
-            let readonly = |path: &str| format!("/{}", path.trim_start_matches("/proc/"));
-            for (root, place) in &places {
-                ensure!(*root == readonly(place), "{places:?}");
-            }
-            Ok(())
-        })?;
-        // And what the container can do about it.
-        let id = node.launch_as(&pod, &config)?;
-        let files = ["/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"];
-        for file in files.into_iter().filter(|file| Path::new(file).exists()) {
-            let said = node.cri().exec(&id, &["sh", "-c", &format!("echo x >{file}")])?;
-            ensure!(said.code != 0 && said.stderr.contains("Read-only"), "{file}: {said:?}");
+            let shown = node.cri().shell(&id, "cat /proc/kcore /proc/keys /proc/timer_list | wc -c")?;
+            ensure!(shown.trim() == "0", "{shown}");
         }
-        ensure!(node.cri().shell(&id, "cat /proc/kcore /proc/keys /proc/timer_list | wc -c")?.trim() == "0");
+        node.end_pod(&pod)
+    })
+}
+
+/// Masks are the runtime's own files, and what is read-only in /proc is what it was asked to be.
+fn masked(all: &[(String, String, String)]) -> Result<()> {
+    for path in MASKED.iter().filter(|path| Path::new(path).exists()) {
+        let mask = all.iter().rev().find(|(_, place, _)| place == path);
+        let (root, _, kind) = mask.with_context(|| format!("{path} is not masked"))?;
+        ensure!(kind == "tmpfs" && (root == "/null" || root == "/empty"), "{path}: {root} of {kind}");
+    }
+    let proc = all.iter().filter(|(_, place, kind)| kind == "proc" && place != "/proc");
+    let places: Vec<_> = proc.map(|(root, place, _)| (root.as_str(), place.as_str())).collect();
+    let readonly = |path: &str| format!("/{}", path.trim_start_matches("/proc/"));
+    for (root, place) in &places {
+        ensure!(*root == readonly(place), "{places:?}");
+    }
+    Ok(())
+}
+
+fn terminal(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, canary| {
+        let pod = node.run_pod("race")?;
+        let mut made = 0;
+        // The folder of terminals is exchanged, in a volume that is all of /dev; and then a terminal in that folder.
+        for (name, place, inside) in [("dev", "/dev", "pts"), ("pts", "/dev/pts", "0")] {
+            let volume = folder(node.folder().join(name))?;
+            let (own, link) = (volume.join(inside), volume.join("link"));
+            if name == "dev" {
+                folder(own.clone())?;
+                symlink(canary.text("secret"), volume.join("console"))?;
+                symlink(canary.text("dir"), &link)?;
+            } else {
+                mknod(&own, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, 3))?;
+                symlink(canary.text("secret"), &link)?;
+            }
+            let mut config = container_config(name, "busybox", &["sleep", "3600"]);
+            config.tty = true;
+            config.mounts = vec![bind(&volume, place)];
+            let race = Flipper::start(&own, &link);
+            for round in 0..flipper::rounds() / 2 {
+                let Ok(id) = node.cri().create(&pod.id, &config, &pod.config) else { continue };
+                made += 1;
+                let all = mounts(node, &id)?;
+                let consoles = all.iter().filter(|(_, place, _)| place.ends_with("/console"));
+                for (root, place, kind) in consoles {
+                    ensure!(kind == "devpts", "round {round}: {place} is {root} of {kind}");
+                }
+                for fd in ["0", "1", "2"] {
+                    let at = fs::read_link(format!("/proc/{}/fd/{fd}", node.cri().pid(&id)?))?;
+                    ensure!(at.starts_with("/dev/pts"), "round {round}: {fd} is {}", at.display());
+                }
+                node.cri().remove(&id)?;
+            }
+            race.stop(flipper::rounds())?;
+        }
+        ensure!(made > 0, "none was created under all the exchanges: nothing was tried");
+        // Without a volume in the way it works, whatever went before.
+        let mut config = container_config("free", "busybox", &["sh", "-c", "tty; sleep 3600"]);
+        config.tty = true;
+        let id = node.launch_as(&pod, &config)?;
+        ensure!(crate::logs::wait_for_lines(node, &id, 1)?[0].content == "/dev/pts/0");
         node.end_pod(&pod)
     })
 }

@@ -234,8 +234,7 @@ pub(crate) fn monitor_of(node: &Node, container_pid: i32) -> Result<i32> {
     let status = fs::read_to_string(format!("/proc/{container_pid}/status"))?;
     let parent =
         status.lines().find_map(|line| line.strip_prefix("PPid:")).context("no PPid")?.trim().parse()?;
-    let exe = fs::read_link(format!("/proc/{parent}/exe"))?;
-    ensure!(exe == node.scope().monitor, "the parent of the container is {}", exe.display());
+    ensure!(host::executes(parent, &node.scope().monitor), "the parent of the container is {parent}");
     Ok(parent)
 }
 

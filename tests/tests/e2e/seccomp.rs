@@ -1,11 +1,13 @@
 //! Seccomp profiles as CRI asks for them: what the kernel says about a container, its exec'd processes, and their calls.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1::{self as cri, security_profile::ProfileType};
 use crisp_tests::cri::container_config;
 use crisp_tests::node::{Node, Pod};
+use crisp_tests::untouched;
 
 use crate::case::Case;
 
@@ -107,31 +109,54 @@ fn localhost(node: &mut Node) -> Result<()> {
 }
 
 fn r36(node: &mut Node) -> Result<()> {
-    let folder = node.folder().join("profiles");
-    fs::create_dir(&folder)?;
-    let path = |name: &str| folder.join(name).display().to_string();
-    fs::write(path("broken.json"), "{")?;
-    fs::write(path("notify.json"), r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#)?;
-    fs::write(
-        path("no-execve.json"),
-        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["execve"], "action": "SCMP_ACT_ERRNO"}]}"#,
-    )?;
-    let pod = node.run_pod("closed")?;
-    for name in ["missing.json", "broken.json", "notify.json", "."] {
+    untouched::around(node, |node, _| {
+        let folder = node.folder().join("profiles");
+        fs::create_dir(&folder)?;
+        let path = |name: &str| folder.join(name).display().to_string();
+        fs::write(path("broken.json"), "{")?;
+        symlink(path("no-execve.json"), path("link.json"))?;
+        let mut huge = String::from(r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": ["#);
+        while huge.len() < 10 << 20 {
+            huge.push_str(r#"{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}, "#);
+        }
+        fs::write(path("huge.json"), huge + r#"{"names": ["chown"], "action": "SCMP_ACT_ERRNO"}]}"#)?;
+        fs::write(path("action.json"), r#"{"defaultAction": "SCMP_ACT_PERHAPS"}"#)?;
+        fs::write(path("field.json"), r#"{"defaultAction": "SCMP_ACT_ALLOW", "disabled": true}"#)?;
+        fs::write(path("empty.json"), "")?;
+        nix::unistd::mkfifo(path("fifo").as_str(), nix::sys::stat::Mode::S_IRWXU)?;
+        fs::write(path("notify.json"), r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#)?;
+        fs::write(
+            path("no-execve.json"),
+            r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["execve"], "action": "SCMP_ACT_ERRNO"}]}"#,
+        )?;
+        let pod = node.run_pod("closed")?;
+        for name in [
+            "missing.json",
+            "broken.json",
+            "notify.json",
+            ".",
+            "link.json",
+            "huge.json",
+            "action.json",
+            "field.json",
+            "empty.json",
+            "fifo",
+        ] {
+            let config = config("c", |security| {
+                security.seccomp = profile(ProfileType::Localhost, &path(name));
+            })?;
+            let error = node.cri().create(&pod.id, &config, &pod.config).err();
+            let error = error.with_context(|| format!("{name}: a container was made without its profile"))?;
+            let named = error.message().contains("security_context.seccomp")
+                && error.message().contains(folder.to_str().context("UTF-8")?);
+            ensure!(named, "{name}: {error:?}");
+        }
         let config = config("c", |security| {
-            security.seccomp = profile(ProfileType::Localhost, &path(name));
+            security.seccomp = profile(ProfileType::Localhost, &path("no-execve.json"));
         })?;
-        let error = node.cri().create(&pod.id, &config, &pod.config).err();
-        let error = error.with_context(|| format!("{name}: a container was made without its profile"))?;
-        let named = error.message().contains("security_context.seccomp")
-            && error.message().contains(folder.to_str().context("UTF-8")?);
-        ensure!(named, "{name}: {error:?}");
-    }
-    let config = config("c", |security| {
-        security.seccomp = profile(ProfileType::Localhost, &path("no-execve.json"));
-    })?;
-    let id = node.cri().create(&pod.id, &config, &pod.config)?;
-    let error = node.cri().start(&id).err().context("a program was executed that its profile forbids")?;
-    ensure!(error.message().contains("seccomp"), "{error:?}");
-    node.end_pod(&pod)
+        let id = node.cri().create(&pod.id, &config, &pod.config)?;
+        let error = node.cri().start(&id).err().context("a program was executed that its profile forbids")?;
+        ensure!(error.message().contains("seccomp"), "{error:?}");
+        node.end_pod(&pod)
+    })
 }

@@ -81,39 +81,41 @@ fn cgroup_mount(node: &mut Node) -> Result<()> {
 }
 
 fn limits(node: &mut Node) -> Result<()> {
-    let parent = node.pod_config("r34").linux.context("linux")?.cgroup_parent;
-    let shared = options(HOST, cri::NamespaceMode::Pod);
-    let pod = node.run_pod_as(sandbox(node, "r34", shared.clone())?)?;
-    // The pod's limits, which are kubelet's to write.
-    let cgroup = node.cgroup(&parent);
-    for (file, value) in [("memory.max", "67108864"), ("memory.swap.max", "0"), ("pids.max", "100")] {
-        fs::write(cgroup.join(file), value).with_context(|| file.to_owned())?;
-    }
-    let id = node.launch_as(&pod, &container("c", &["sleep", "3600"], &shared)?)?;
-    let init = node.cri().shell(&id, "cat /proc/1/comm")?;
-    ensure!(init == "crisp-init\n", "{init}");
-    for leaf in [&id, &pod.id] {
-        let procs = fs::read_to_string(cgroup.join(leaf).join("cgroup.procs"))?;
-        ensure!(!procs.trim().is_empty(), "nobody is in {leaf} below the pod's cgroup");
-    }
-    let own = fs::read_to_string(format!("/proc/{}/cgroup", node.cri().pid(&id)?))?;
-    ensure!(own.trim_end().ends_with(&format!("{parent}/{id}")), "{own}");
-    // 200 MB against 64.
-    let hog = container(
-        "hog",
-        &["sh", "-c", "x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x}"],
-        &shared,
-    )?;
-    let hog = node.launch_as(&pod, &hog)?;
-    let status = node.wait_for_exit(&hog)?;
-    ensure!(status.exit_code == 137, "{status:?}");
-    // The pod's own limit of processes holds, too.
-    let said = node.cri().exec(
-        &id,
-        &["sh", "-c", "i=0; while [ $i -lt 150 ]; do sleep 60 >/dev/null 2>&1 & i=$((i+1)); done"],
-    )?;
-    ensure!(said.stderr.contains("an't fork"), "{said:?}");
-    node.end_pod(&pod)
+    untouched::around(node, |node, _| {
+        let parent = node.pod_config("r34").linux.context("linux")?.cgroup_parent;
+        let shared = options(HOST, cri::NamespaceMode::Pod);
+        let pod = node.run_pod_as(sandbox(node, "r34", shared.clone())?)?;
+        // The pod's limits, which are kubelet's to write.
+        let cgroup = node.cgroup(&parent);
+        for (file, value) in [("memory.max", "67108864"), ("memory.swap.max", "0"), ("pids.max", "100")] {
+            fs::write(cgroup.join(file), value).with_context(|| file.to_owned())?;
+        }
+        let id = node.launch_as(&pod, &container("c", &["sleep", "3600"], &shared)?)?;
+        let init = node.cri().shell(&id, "cat /proc/1/comm")?;
+        ensure!(init == "crisp-init\n", "{init}");
+        for leaf in [&id, &pod.id] {
+            let procs = fs::read_to_string(cgroup.join(leaf).join("cgroup.procs"))?;
+            ensure!(!procs.trim().is_empty(), "nobody is in {leaf} below the pod's cgroup");
+        }
+        let own = fs::read_to_string(format!("/proc/{}/cgroup", node.cri().pid(&id)?))?;
+        ensure!(own.trim_end().ends_with(&format!("{parent}/{id}")), "{own}");
+        // 200 MB against 64.
+        let hog = container(
+            "hog",
+            &["sh", "-c", "x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x}"],
+            &shared,
+        )?;
+        let hog = node.launch_as(&pod, &hog)?;
+        let status = node.wait_for_exit(&hog)?;
+        ensure!(status.exit_code == 137, "{status:?}");
+        // The pod's own limit of processes holds, too.
+        let said = node.cri().exec(
+            &id,
+            &["sh", "-c", "i=0; while [ $i -lt 150 ]; do sleep 60 >/dev/null 2>&1 & i=$((i+1)); done"],
+        )?;
+        ensure!(said.stderr.contains("an't fork"), "{said:?}");
+        node.end_pod(&pod)
+    })
 }
 
 fn one(container_id: u32, host_id: u32, length: u32) -> cri::IdMapping {

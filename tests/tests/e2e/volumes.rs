@@ -8,6 +8,7 @@ use crisp_proto::runtime::v1 as cri;
 use crisp_tests::build::{Build, Tar};
 use crisp_tests::cri::{container_config, image};
 use crisp_tests::node::{Node, Pod};
+use crisp_tests::untouched;
 use serde_json::json;
 
 use crate::case::Case;
@@ -122,30 +123,32 @@ fn refused(node: &Node, pod: &Pod, mount: cri::Mount, words: &[&str]) -> Result<
 }
 
 fn confined(node: &mut Node) -> Result<()> {
-    node.build_image("test/data:1", data())?;
-    let pod = node.run_pod("confined")?;
-    let before = node.snapshot()?;
-    let sub = |path: &str| volume("/v", "test/data:1", path);
-    for path in ["../..", "d/../../etc", "/etc", "/", "..", "d/.."] {
-        refused(node, &pod, sub(path), &["image_sub_path", path])?;
-    }
-    for path in ["nowhere", "d/gone", "tool", "file", "out", "d/deep/f/x", "out/passwd"] {
-        refused(node, &pod, sub(path), &[path])?;
-    }
-    refused(node, &pod, volume("/v", "test/no-such:7", ""), &["test/no-such:7", "not found"])?;
-    refused(node, &pod, cri::Mount { readonly: false, ..sub("") }, &["readonly"])?;
-    refused(node, &pod, cri::Mount { host_path: "/tmp".to_owned(), ..sub("") }, &["host_path"])?;
-    refused(node, &pod, volume("/proc/sys", "test/data:1", ""), &["/proc"])?;
-    let open = cri::MountPropagation::PropagationBidirectional.into();
-    refused(node, &pod, cri::Mount { propagation: open, ..sub("") }, &["propagation"])?;
-    node.wait_for_return(&before).context("after refusals")?;
-    // Links lead where they lead in the image: `up` and `link` to its own folders.
-    let mounts = vec![volume("/a", "test/data:1", "up"), volume("/b", "test/data:1", "link")];
-    let id = node.launch_as(&pod, &with_mounts("links", mounts))?;
-    ensure!(node.cri().shell(&id, "cd /a; ls -d *; cat /a/deep/f /b/f")? == "deep\ndeep\ndeep\n");
-    ensure!(node.cri().shell(&id, "cat /a/../etc/passwd /b/../etc/passwd")?.contains("root:"));
-    node.end_pod(&pod)?;
-    node.remove_image("test/data:1")
+    untouched::around(node, |node, _| {
+        node.build_image("test/data:1", data())?;
+        let pod = node.run_pod("confined")?;
+        let before = node.snapshot()?;
+        let sub = |path: &str| volume("/v", "test/data:1", path);
+        for path in ["../..", "d/../../etc", "/etc", "/", "..", "d/.."] {
+            refused(node, &pod, sub(path), &["image_sub_path", path])?;
+        }
+        for path in ["nowhere", "d/gone", "tool", "file", "out", "d/deep/f/x", "out/passwd"] {
+            refused(node, &pod, sub(path), &[path])?;
+        }
+        refused(node, &pod, volume("/v", "test/no-such:7", ""), &["test/no-such:7", "not found"])?;
+        refused(node, &pod, cri::Mount { readonly: false, ..sub("") }, &["readonly"])?;
+        refused(node, &pod, cri::Mount { host_path: "/tmp".to_owned(), ..sub("") }, &["host_path"])?;
+        refused(node, &pod, volume("/proc/sys", "test/data:1", ""), &["/proc"])?;
+        let open = cri::MountPropagation::PropagationBidirectional.into();
+        refused(node, &pod, cri::Mount { propagation: open, ..sub("") }, &["propagation"])?;
+        node.wait_for_return(&before).context("after refusals")?;
+        // Links lead where they lead in the image: `up` and `link` to its own folders.
+        let mounts = vec![volume("/a", "test/data:1", "up"), volume("/b", "test/data:1", "link")];
+        let id = node.launch_as(&pod, &with_mounts("links", mounts))?;
+        ensure!(node.cri().shell(&id, "cd /a; ls -d *; cat /a/deep/f /b/f")? == "deep\ndeep\ndeep\n");
+        ensure!(node.cri().shell(&id, "cat /a/../etc/passwd /b/../etc/passwd")?.contains("root:"));
+        node.end_pod(&pod)?;
+        node.remove_image("test/data:1")
+    })
 }
 
 fn outlives_its_image(node: &mut Node) -> Result<()> {
@@ -218,65 +221,62 @@ fn declared(node: &mut Node) -> Result<()> {
 }
 
 fn declared_confined(node: &mut Node) -> Result<()> {
-    let canary = node.folder().join("canary");
-    fs::create_dir(&canary)?;
-    fs::write(canary.join("secret"), "of the host")?;
-    let host = canary.display().to_string();
-    let layer = Tar::default()
-        .symlink("vol", "/etc")
-        .symlink("up", "../../../../../../../../../../etc")
-        .symlink("to-canary", &host)
-        .symlink("through-proc", "/proc/1/root/etc")
-        .file("plain", b"x");
-    let build = |volume: &str| Build::on("busybox").layer(layer.clone()).set("Volumes", json!({volume: {}}));
-    let pod = node.run_pod("hostile")?;
-    let before = node.snapshot()?;
-    // Resolved in the image, or nothing there.
-    for (volume, place) in
-        [("/vol", "/vol"), ("/up", "/up"), ("//vol/./", "/vol"), (host.as_str(), host.as_str())]
-    {
-        node.build_image("test/hostile:1", build(volume))?;
-        let config = container_config("c", "test/hostile:1", &["sleep", "3600"]);
-        let id = node.launch_as(&pod, &config).with_context(|| volume.to_owned())?;
-        let names = node.cri().shell(&id, &format!("ls -A {place}/"))?;
-        ensure!(!names.contains("secret") && !names.contains("shadow-"), "{volume}: {names}");
-        if place != host {
-            ensure!(
-                node.cri().shell(&id, &format!("cat {place}/passwd"))?
-                    == node.cri().shell(&id, "cat /etc/passwd")?
-            );
+    untouched::around(node, |node, canary| {
+        let host = canary.path().display().to_string();
+        let layer = Tar::default()
+            .symlink("vol", "/etc")
+            .symlink("up", "../../../../../../../../../../etc")
+            .symlink("to-canary", &host)
+            .symlink("through-proc", "/proc/1/root/etc")
+            .file("plain", b"x");
+        let build =
+            |volume: &str| Build::on("busybox").layer(layer.clone()).set("Volumes", json!({volume: {}}));
+        let pod = node.run_pod("hostile")?;
+        let before = node.snapshot()?;
+        // Resolved in the image, or nothing there.
+        for (volume, place) in
+            [("/vol", "/vol"), ("/up", "/up"), ("//vol/./", "/vol"), (host.as_str(), host.as_str())]
+        {
+            node.build_image("test/hostile:1", build(volume))?;
+            let config = container_config("c", "test/hostile:1", &["sleep", "3600"]);
+            let id = node.launch_as(&pod, &config).with_context(|| volume.to_owned())?;
+            let names = node.cri().shell(&id, &format!("ls -A {place}/"))?;
+            ensure!(!names.contains("secret") && !names.contains("shadow-"), "{volume}: {names}");
+            if place != host {
+                ensure!(
+                    node.cri().shell(&id, &format!("cat {place}/passwd"))?
+                        == node.cri().shell(&id, "cat /etc/passwd")?
+                );
+            }
+            node.cri().shell(&id, &format!("echo x >{place}/written"))?;
+            node.cri().remove(&id)?;
+            node.remove_image("test/hostile:1")?;
         }
-        node.cri().shell(&id, &format!("echo x >{place}/written"))?;
+        // A link to a directory of the host leads to one of that name in the container.
+        node.build_image("test/hostile:1", build("/to-canary"))?;
+        let id = node.launch_as(&pod, &container_config("c", "test/hostile:1", &["sleep", "3600"]))?;
+        node.cri().shell(&id, "[ -z \"$(ls -A /to-canary/)\" ]; echo x >/to-canary/written")?;
         node.cri().remove(&id)?;
         node.remove_image("test/hostile:1")?;
-    }
-    // A link to a directory of the host leads to one of that name in the container.
-    node.build_image("test/hostile:1", build("/to-canary"))?;
-    let id = node.launch_as(&pod, &container_config("c", "test/hostile:1", &["sleep", "3600"]))?;
-    node.cri().shell(&id, "[ -z \"$(ls -A /to-canary/)\" ]; echo x >/to-canary/written")?;
-    node.cri().remove(&id)?;
-    node.remove_image("test/hostile:1")?;
-    let long = format!("/{}", "x".repeat(4100));
-    for (volume, named) in [
-        ("/../../../../../../../../etc", "/../../../../../../../../etc"),
-        ("/", "\"/\""),
-        ("//", "\"//\""),
-        ("", "\"\""),
-        ("/plain", "/plain"),
-        ("/through-proc", "/through-proc"),
-        ("/proc/sys", "/proc/sys"),
-        (&long, "xxxxxxxx"),
-    ] {
-        node.build_image("test/hostile:1", build(volume))?;
-        let config = container_config("c", "test/hostile:1", &["sleep", "3600"]);
-        let status = node.cri().create(&pod.id, &config, &pod.config).err();
-        let status = status.with_context(|| format!("a volume at {volume:.40} was made"))?;
-        ensure!(status.message().contains(named), "{status:?}");
-        node.remove_image("test/hostile:1")?;
-    }
-    ensure!(
-        fs::read_dir(&canary)?.count() == 1 && fs::read_to_string(canary.join("secret"))? == "of the host"
-    );
-    node.wait_for_return(&before)?;
-    node.end_pod(&pod)
+        let long = format!("/{}", "x".repeat(4100));
+        for (volume, named) in [
+            ("/../../../../../../../../etc", "/../../../../../../../../etc"),
+            ("/", "\"/\""),
+            ("//", "\"//\""),
+            ("", "\"\""),
+            ("/plain", "/plain"),
+            ("/through-proc", "/through-proc"),
+            ("/proc/sys", "/proc/sys"),
+            (&long, "xxxxxxxx"),
+        ] {
+            node.build_image("test/hostile:1", build(volume))?;
+            let config = container_config("c", "test/hostile:1", &["sleep", "3600"]);
+            let status = node.cri().create(&pod.id, &config, &pod.config).err();
+            let status = status.with_context(|| format!("a volume at {volume:.40} was made"))?;
+            ensure!(status.message().contains(named), "{status:?}");
+            node.remove_image("test/hostile:1")?;
+        }
+        node.wait_for_return(&before)?;
+        node.end_pod(&pod)
+    })
 }

@@ -27,11 +27,14 @@ use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
 use crisp_runtime::userns;
+use crisp_sys::raw;
 
 /// Started by hand, or wrongly.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // It is executed through a descriptor, whose number is no name. The kernel refuses none.
+    let _ = raw::process::set_name(c"crisp-monitor");
     if std::env::args_os().nth(1).is_some_and(|word| word == userns::HOLD) {
         return match userns::hold(std::io::stdin().as_fd()) {
             Ok(()) => ExitCode::SUCCESS,

@@ -13,8 +13,9 @@ use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, close, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getsid};
 
-/// Spared by the OOM killer before anything that a pod runs; containers get a value of their own.
-const OOM_SCORE_ADJ: &[u8] = b"-999";
+/// Never chosen by the OOM killer: what a pod runs is, and nobody else could tell how that has ended. Containers get a value
+/// of their own.
+const OOM_SCORE_ADJ: &[u8] = b"-1000";
 
 /// Why the monitor cannot start.
 #[derive(Debug, thiserror::Error)]
