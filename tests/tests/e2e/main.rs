@@ -30,6 +30,7 @@ mod logs;
 mod mount_requests;
 mod network;
 mod pairs;
+mod picture;
 mod planted;
 mod play;
 mod pod_fields;
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         ids::CASES,
         cdi::CASES,
         pods::CASES,
+        picture::CASES,
         crictl::CASES,
         logs::CASES,
         network::CASES,
