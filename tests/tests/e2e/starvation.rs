@@ -60,7 +60,7 @@ fn monitor(node: &Node, pod: &Pod, container: &str) -> Result<i32> {
     let cgroup = fs::read_to_string(format!("/proc/{monitor}/cgroup"))?;
     ensure!(!cgroup.contains(&parent(pod)?), "the monitor is in its pod's cgroup: {cgroup}");
     let score = fs::read_to_string(format!("/proc/{monitor}/oom_score_adj"))?;
-    ensure!(score.trim() == "-1000" || !may_spare()?, "oom_score_adj of the monitor: {score}");
+    ensure!(score.trim() == "-999" || !may_spare()?, "oom_score_adj of the monitor: {score}");
     Ok(monitor)
 }
 

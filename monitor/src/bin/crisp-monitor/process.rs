@@ -13,9 +13,10 @@ use nix::sys::socket::{SockType, getsockopt, sockopt};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, close, dup2_stderr, dup2_stdin, dup2_stdout, getpid, getsid};
 
-/// Never chosen by the OOM killer: what a pod runs is, and nobody else could tell how that has ended. Containers get a value
-/// of their own.
-const OOM_SCORE_ADJ: &[u8] = b"-1000";
+/// Chosen by the OOM killer after everything that a pod runs: nobody else could tell how that has ended. Not -1000, which
+/// means never: what is cloned into a container's cgroup is a copy of this process until it has a value of its own, and
+/// where the limit is too small for that, somebody must be there to be killed, or it waits for ever.
+const OOM_SCORE_ADJ: &[u8] = b"-999";
 
 /// Why the monitor cannot start.
 #[derive(Debug, thiserror::Error)]
