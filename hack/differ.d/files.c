@@ -140,7 +140,7 @@ void say_files(void) {
     "/sys/kernel/mm/transparent_hugepage/enabled", "/sys/kernel/uevent_helper", "/sys/power/state",
     "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/cgroup.subtree_control", "/etc/hosts",
     "/etc/hostname", "/etc/resolv.conf", "/data", "/data/inner", "/read-only", "/read-only/inner", "/file", "/declared",
-    "/home/app", "/work/deep", NULL};
+    "/home/app", "/srv/deep", NULL};
   static const char *contents[] = {
     "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/proc/self/attr/current", "/proc/self/attr/exec",
     "/proc/self/oom_score_adj", "/proc/self/coredump_filter", "/proc/self/loginuid", "/proc/self/setgroups",

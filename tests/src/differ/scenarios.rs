@@ -202,7 +202,7 @@ const SURROUNDINGS: &[Scenario] = &[
             variable("NOTHING", ""),
         ];
     }),
-    scenario!(working_directory, |config, _| config.working_dir = "/work/deep".to_owned()),
+    scenario!(working_directory, |config, _| config.working_dir = "/srv/deep".to_owned()),
     scenario!(image_settings, USER, [], |config, _| config.command.clear()),
     scenario!(image_with_arguments, USER, [], |config, _| {
         config.command.clear();
