@@ -131,7 +131,7 @@ fn impossible(node: &mut Node) -> Result<()> {
             ensure!(read(node, &id, "cpu.max")?.starts_with("max "), "{name}");
         }
         // Less than is in use would kill.
-        node.cri().shell(&id, "head -c 40M /dev/zero >/dev/shm/used")?;
+        node.cri().shell(&id, "dd if=/dev/zero of=/dev/shm/used bs=1M count=40 2>/dev/null")?;
         let less = Limits { memory_limit_in_bytes: 16 << 20, cpu_shares: 4096, ..Default::default() };
         let error = update(node, &id, less).err().context("an update to less than is in use was made")?;
         ensure!(error.message().contains("memory_limit_in_bytes"), "{error:?}");
