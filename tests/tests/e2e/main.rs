@@ -47,7 +47,6 @@ mod races;
 mod refusals;
 mod reports;
 mod resistance;
-mod resources;
 mod restart;
 mod sandbox;
 mod seccomp;
@@ -96,7 +95,6 @@ fn main() -> ExitCode {
         limits::CASES,
         log_paths::CASES,
         resistance::CASES,
-        resources::CASES,
         reports::CASES,
         pulls::CASES,
         pairs::CASES,
