@@ -288,7 +288,8 @@ cdi_spec_dirs = ["{cdi}/low", "{cdi}/high"]
         self.folder.path().join("crictl.yaml")
     }
 
-    fn daemon_log(&self) -> PathBuf {
+    /// What the daemon has written to its standard output and error.
+    pub fn daemon_log(&self) -> PathBuf {
         self.folder.path().join("daemon.log")
     }
 

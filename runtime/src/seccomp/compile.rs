@@ -43,14 +43,25 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Arc<Filter>, ProfileError> {
         return Ok(filter.clone());
     }
     // Without the lock: two that meet here compile the same twice, once.
-    let filter = Arc::new(build(profile)?);
+    let filter = Arc::new(build(profile, Search::Tree)?);
     let mut list = made();
     list.truncate(KEPT - 1);
     list.push_front((profile.clone(), filter.clone()));
     Ok(filter)
 }
 
-fn build(profile: &LinuxSeccomp) -> Result<Filter, ProfileError> {
+/// How a program finds the rule for a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Search {
+    /// By halves. The kernel runs a program once for each call there is when it is installed (`seccomp_cache_prepare`),
+    /// which with a list takes as long as all the rest of starting a process.
+    Tree,
+    /// One comparison after the other: libseccomp's default.
+    #[cfg(test)]
+    List,
+}
+
+pub(super) fn build(profile: &LinuxSeccomp, search: Search) -> Result<Filter, ProfileError> {
     if profile.listener_path().is_some() || profile.listener_metadata().is_some() {
         return Err(field("listenerPath", "a notification listener is not supported"));
     }
@@ -61,6 +72,9 @@ fn build(profile: &LinuxSeccomp) -> Result<Filter, ProfileError> {
         move |error: libseccomp::error::SeccompError| field(&at, &error.to_string())
     };
     let mut context = ScmpFilterContext::new(default).map_err(trouble("defaultAction"))?;
+    if search == Search::Tree {
+        context.set_ctl_optimize(2).map_err(trouble("search tree"))?;
+    }
     let architectures = architectures(profile.architectures().as_deref().unwrap_or_default())?;
     for (architecture, _) in &architectures {
         if !context.is_arch_present(*architecture).map_err(trouble("architectures"))? {

@@ -1,5 +1,6 @@
 //! Programs are run by a small interpreter of classic BPF: what is tested is the kernel's answer, not the code.
 
+use super::compile::{Search, build};
 use super::profile::{Machine, Profile};
 use super::stub::{
     ARCHITECTURE, Block, IF_ABOVE, IF_EQUAL, IF_NOT_BELOW, Instruction, JUMP, LOAD, NUMBER, RETURN, stub,
@@ -32,6 +33,10 @@ fn read(program: &[u8]) -> Vec<Instruction> {
 
 /// What the kernel would do with a call.
 fn verdict(program: &[Instruction], arch: u32, number: u32, args: &[u64]) -> u32 {
+    verdict_and_steps(program, arch, number, args).0
+}
+
+fn verdict_and_steps(program: &[Instruction], arch: u32, number: u32, args: &[u64]) -> (u32, usize) {
     let word = |offset: u32| {
         let half = |index: usize| args.get(index / 2).map_or(0, |arg| (arg >> (32 * (index % 2))) as u32);
         match offset {
@@ -41,10 +46,11 @@ fn verdict(program: &[Instruction], arch: u32, number: u32, args: &[u64]) -> u32
             other => panic!("load from {other}"),
         }
     };
-    let (mut at, mut value) = (0, 0u32);
+    let (mut at, mut value, mut steps) = (0, 0u32, 0);
     loop {
         let Instruction(code, yes, no, operand) = program[at];
         at += 1;
+        steps += 1;
         let mut branch = |taken: bool| at += usize::from(if taken { yes } else { no });
         match code {
             LOAD => value = word(operand),
@@ -54,7 +60,7 @@ fn verdict(program: &[Instruction], arch: u32, number: u32, args: &[u64]) -> u32
             IF_NOT_BELOW => branch(value >= operand),
             IF_SET => branch(value & operand != 0),
             JUMP => at += operand as usize,
-            RETURN => return operand,
+            RETURN => return (operand, steps),
             other => panic!("instruction {other:#x}"),
         }
     }
@@ -89,6 +95,40 @@ fn refused(profile: Value) -> String {
 fn default_with(capabilities: &[Capability]) -> Arc<Filter> {
     let set = capabilities.iter().copied().collect();
     compile(&Profile::runtime_default().resolve(&set).unwrap()).unwrap()
+}
+
+/// The tree is what libseccomp is not asked for by default, and what a container depends on.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_tree_answers_like_a_list_and_is_far_shallower() {
+    const I386: u32 = 0x4000_0003;
+    const X32_BIT: u32 = 0x4000_0000;
+    let powers = [Capability::SysAdmin, Capability::SysBoot, Capability::SysPtrace, Capability::SysChroot];
+    for capabilities in [Capabilities::new(), powers.into_iter().collect()] {
+        let resolved = Profile::runtime_default().resolve(&capabilities).unwrap();
+        let [tree, list] =
+            [Search::Tree, Search::List].map(|search| read(&build(&resolved, search).unwrap().program));
+        let arguments = [0, 1, 8, 16, 38, 40, 0x2_0000, 0x20_0008, 0x7e02_0000, 0xffff_ffff, u64::MAX];
+        for (arch, number) in [X86_64, I386, 7]
+            .into_iter()
+            .flat_map(|arch| (0..1024).flat_map(move |number| [(arch, number), (arch, number | X32_BIT)]))
+        {
+            for first in arguments {
+                for second in [0, 1, u64::MAX] {
+                    let args = [first, second, first];
+                    assert_eq!(
+                        verdict(&tree, arch, number, &args),
+                        verdict(&list, arch, number, &args),
+                        "{arch:#x} {number:#x} {args:x?}"
+                    );
+                }
+            }
+        }
+        let steps = |program: &[Instruction]| -> usize {
+            (0..512).map(|number| verdict_and_steps(program, X86_64, number, &[]).1).sum()
+        };
+        assert!(steps(&tree) * 4 < steps(&list), "{} and {} steps", steps(&tree), steps(&list));
+    }
 }
 
 #[test]

@@ -26,6 +26,8 @@ const IMAGE: &str = "busybox";
 /// Phases of the floor, in the order of the columns that it prints.
 const PHASES: [&str; 6] =
     ["net+ipc+uts made", "pinned", "veth, addresses, routes", "overlay root", "clone to first byte", "all"];
+/// Parts in which pods are brought up, with a part of the floor before each.
+const TURNS: usize = 4;
 /// Idle pods whose memory is looked at.
 const IDLE_PODS: usize = 50;
 
@@ -36,6 +38,7 @@ struct Options {
     floor: PathBuf,
     hello: PathBuf,
     json: PathBuf,
+    stages: bool,
 }
 
 impl Options {
@@ -46,9 +49,14 @@ impl Options {
             floor: PathBuf::new(),
             hello: PathBuf::new(),
             json: PathBuf::from("bench.json"),
+            stages: false,
         };
         let mut arguments = env::args().skip(1);
         while let Some(name) = arguments.next() {
+            if name == "--stages" {
+                options.stages = true;
+                continue;
+            }
             let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
             match name.as_str() {
                 "--pods" => options.pods = value.parse()?,
@@ -72,11 +80,13 @@ fn main() -> Result<()> {
     if let Some(reason) = place::obstacle(&[]) {
         bail!("{reason}");
     }
-    let floor = measure_floor(&options)?;
-    let mut report = BTreeMap::from([("host", host_facts()), ("floor_us", print_floor(&floor))]);
-    let base = floor[PHASES.len() - 1].percentile(50);
-
-    let mut node = Node::start()?;
+    let mut report = BTreeMap::from([("host", host_facts())]);
+    let mut node = Node::prepare("")?;
+    if options.stages {
+        node.serve_logging("crisp_shim=debug")?;
+    } else {
+        node.serve()?;
+    }
     node.ensure_images(&[IMAGE])?;
     // The first pod pays for what is made once: the bridge, caches, the first page of everything.
     let warm = node.run_pod("warm-up")?;
@@ -84,12 +94,16 @@ fn main() -> Result<()> {
     node.end_pod(&warm)?;
 
     let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    for clients in [1, 8] {
-        let run = executor.block_on(lifecycle(&node, options.pods, clients))?;
-        report.insert(
-            if clients == 1 { "clients_1" } else { "clients_8" },
-            print_run(&run, clients, options.pods, base),
-        );
+    for (clients, name, floor_name) in
+        [(1, "clients_1", "floor_us"), (8, "clients_8", "floor_beside_clients_8_us")]
+    {
+        let said = fs::metadata(node.daemon_log())?.len();
+        let run = executor.block_on(lifecycle(&node, &options, clients))?;
+        report.insert(floor_name, print_floor(&run.floor));
+        report.insert(name, print_run(&run, clients, options.pods));
+        if options.stages {
+            print_stages(&fs::read_to_string(node.daemon_log())?[said as usize..]);
+        }
     }
     report.insert("memory", memory(&node)?);
     node.stop()?;
@@ -98,6 +112,24 @@ fn main() -> Result<()> {
     fs::write(&options.json, serde_json::to_string_pretty(&report)?)?;
     println!("\nnumbers: {}", options.json.display());
     Ok(())
+}
+
+/// Prints the stages that the daemon's log tells of, `laps="one 70 us, two 130 us"` after what they are stages of.
+fn print_stages(log: &str) {
+    let mut stages: BTreeMap<(String, usize), (String, Samples)> = BTreeMap::new();
+    for line in log.lines() {
+        let Some((before, laps)) = line.split_once(" laps=\"") else { continue };
+        let what = before.rsplit(": ").next().unwrap_or(before);
+        for (nth, lap) in laps.trim_end_matches('"').split(", ").enumerate() {
+            let Some((stage, took)) = lap.trim_end_matches(" us").rsplit_once(' ') else { continue };
+            let Ok(took) = took.parse::<f64>() else { continue };
+            let known = stages.entry((what.to_owned(), nth));
+            known.or_insert_with(|| (stage.to_owned(), Samples::default())).1.push(took);
+        }
+    }
+    for ((what, _), (stage, samples)) in &stages {
+        print_row(&format!("  {what}: {stage}"), samples, "");
+    }
 }
 
 fn host_facts() -> Value {
@@ -109,15 +141,15 @@ fn host_facts() -> Value {
         "apparmor": apparmor,
     });
     println!(
-        "kernel {}, {cores} cores; containers under seccomp, device control{}; all times in microseconds\n",
+        "kernel {}, {cores} cores; containers under seccomp, device control{}; all times in microseconds",
         facts["kernel"].as_str().unwrap_or("?"),
         if apparmor { " and AppArmor" } else { ", no AppArmor on this kernel" },
     );
     facts
 }
 
-/// Runs the bare program and returns its samples, one list a phase, in microseconds.
-fn measure_floor(options: &Options) -> Result<Vec<Samples>> {
+/// Runs the bare program for `rounds` rounds and adds what it took to `phases`, in microseconds.
+fn measure_floor(options: &Options, rounds: usize, phases: &mut [Samples]) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("crisp-floor-").tempdir_in(place::disk())?;
     let pins = tempfile::Builder::new().prefix("crisp-floor-").tempdir_in(place::volatile())?;
     let (lower, work) = (folder.path().join("lower"), folder.path().join("work"));
@@ -128,13 +160,13 @@ fn measure_floor(options: &Options) -> Result<Vec<Samples>> {
     fs::copy(&options.hello, lower.join("bin/hello"))?;
     let mut floor = Command::new(&options.floor);
     floor
-        .arg(options.rounds.to_string())
+        .arg(rounds.to_string())
         .arg("crisp-floor0")
         .args([&lower, &work])
         .arg(pins.path())
         .arg("/bin/hello");
     let text = command::run_within(&mut floor, Duration::from_secs(600))?.ok()?;
-    let mut phases = vec![Samples::default(); PHASES.len()];
+    ensure!(text.lines().count() == rounds, "the floor ended early");
     for line in text.lines() {
         let values: Vec<f64> = line.split(' ').map(str::parse).collect::<Result<_, _>>()?;
         ensure!(values.len() == phases.len(), "the floor printed {line}");
@@ -142,8 +174,7 @@ fn measure_floor(options: &Options) -> Result<Vec<Samples>> {
             samples.push(nanoseconds / 1e3);
         }
     }
-    ensure!(phases[0].len() == options.rounds, "the floor ended early");
-    Ok(phases)
+    Ok(())
 }
 
 fn percentiles(samples: &Samples) -> Value {
@@ -155,7 +186,7 @@ fn print_row(name: &str, samples: &Samples, note: &str) {
 }
 
 fn print_floor(floor: &[Samples]) -> Value {
-    println!("the floor: a bare program      p50       p95");
+    println!("\nthe floor: a bare program      p50       p95");
     for (name, samples) in PHASES.iter().zip(floor) {
         print_row(name, samples, "");
     }
@@ -163,8 +194,10 @@ fn print_floor(floor: &[Samples]) -> Value {
 }
 
 /// What one run of all pods through their life took.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Run {
+    /// What the bare program took in between, by phase, in microseconds.
+    floor: Vec<Samples>,
     /// Microseconds by call.
     calls: BTreeMap<&'static str, Samples>,
     /// From the first RunPodSandbox to the last StartContainer.
@@ -191,7 +224,8 @@ const CALLS: [&str; 8] = [
     "RemovePodSandbox",
 ];
 
-fn print_run(run: &Run, clients: usize, pods: usize, base: f64) -> Value {
+fn print_run(run: &Run, clients: usize, pods: usize) -> Value {
+    let base = run.floor[PHASES.len() - 1].percentile(50);
     println!("\n{pods} pods, {clients} client(s)            p50       p95");
     for name in CALLS {
         let samples = &run.calls[name];
@@ -294,35 +328,41 @@ async fn connect(node: &Node, clients_wanted: usize) -> Result<Vec<RuntimeServic
 }
 
 /// Brings all pods up, executes a command in each, and takes all of them down, with `clients` calls at a time.
-async fn lifecycle(node: &Node, pods: usize, clients: usize) -> Result<Run> {
-    let configs: Arc<Vec<_>> =
-        Arc::new((0..pods).map(|n| node.pod_config(&format!("bench-{clients}-{n}"))).collect());
+///
+/// The floor is measured in [`TURNS`] parts between the pods: a file system charges whoever comes later for what was
+/// deleted before (ext4 does not use an inode again for minutes, and looks at it for every new one).
+async fn lifecycle(node: &Node, options: &Options, clients: usize) -> Result<Run> {
+    let configs: Vec<_> =
+        (0..options.pods).map(|n| node.pod_config(&format!("bench-{clients}-{n}"))).collect();
     let connected = connect(node, clients).await?;
-    let mut run = Run::default();
-
-    let next = Arc::new(AtomicUsize::new(0));
-    let start = Instant::now();
-    let workers: Vec<_> = connected
-        .iter()
-        .cloned()
-        .map(|mut client| {
-            let (configs, next) = (Arc::clone(&configs), Arc::clone(&next));
-            tokio::spawn(async move {
-                let (mut times, mut made) = (Timed::new(), Vec::new());
-                while let Some(config) = configs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    made.push(Box::pin(up(&mut client, config.clone(), &mut times)).await?);
-                }
-                anyhow::Ok((times, made))
+    let mut run =
+        Run { floor: vec![Samples::default(); PHASES.len()], calls: BTreeMap::new(), up: Duration::ZERO };
+    let mut shares: Vec<Vec<Running>> = vec![Vec::new(); clients];
+    for part in configs.chunks(options.pods.div_ceil(TURNS)) {
+        measure_floor(options, options.rounds.div_ceil(TURNS), &mut run.floor)?;
+        let start = Instant::now();
+        let (part, next) = (Arc::new(part.to_vec()), Arc::new(AtomicUsize::new(0)));
+        let workers: Vec<_> = connected
+            .iter()
+            .cloned()
+            .map(|mut client| {
+                let (part, next) = (Arc::clone(&part), Arc::clone(&next));
+                tokio::spawn(async move {
+                    let (mut times, mut made) = (Timed::new(), Vec::new());
+                    while let Some(config) = part.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        made.push(Box::pin(up(&mut client, config.clone(), &mut times)).await?);
+                    }
+                    anyhow::Ok((times, made))
+                })
             })
-        })
-        .collect();
-    let mut shares = Vec::new();
-    for worker in workers {
-        let (times, made) = worker.await??;
-        run.absorb(times);
-        shares.push(made);
+            .collect();
+        for (worker, share) in workers.into_iter().zip(&mut shares) {
+            let (times, made) = worker.await??;
+            run.absorb(times);
+            share.extend(made);
+        }
+        run.up += start.elapsed();
     }
-    run.up = start.elapsed();
 
     for phase in [Phase::Exec, Phase::Down] {
         let workers: Vec<_> = connected

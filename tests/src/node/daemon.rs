@@ -20,10 +20,23 @@ impl Node {
     /// # Errors
     /// It ends, or does not answer within [`wait::LONG`]; the error holds what it said.
     pub fn serve(&mut self) -> Result<()> {
+        self.launch_daemon(self.serve_command())
+    }
+
+    /// [`Node::serve`] with a log of what `filter` says.
+    ///
+    /// # Errors
+    /// It ends, or does not answer within [`wait::LONG`]; the error holds what it said.
+    pub fn serve_logging(&mut self, filter: &str) -> Result<()> {
+        let mut command = self.serve_command();
+        command.args(["--log", filter]);
+        self.launch_daemon(command)
+    }
+
+    fn launch_daemon(&mut self, mut command: Command) -> Result<()> {
         ensure!(self.daemon.is_none(), "the daemon runs already");
         let log = File::options().create(true).append(true).open(self.daemon_log())?;
-        let child = self
-            .serve_command()
+        let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
