@@ -275,6 +275,14 @@ fn confined() -> cri::ContainerConfig {
     })
 }
 
+/// A pod as kubelet asks for it, and as the floor makes it: each container has a PID namespace of its own.
+fn separate(mut config: cri::PodSandboxConfig) -> cri::PodSandboxConfig {
+    let linux = config.linux.get_or_insert_default();
+    let namespaces = linux.security_context.get_or_insert_default().namespace_options.get_or_insert_default();
+    namespaces.pid = cri::NamespaceMode::Container.into();
+    config
+}
+
 async fn up(
     client: &mut RuntimeServiceClient<Channel>,
     config: cri::PodSandboxConfig,
@@ -333,7 +341,7 @@ async fn connect(node: &Node, clients_wanted: usize) -> Result<Vec<RuntimeServic
 /// deleted before (ext4 does not use an inode again for minutes, and looks at it for every new one).
 async fn lifecycle(node: &Node, options: &Options, clients: usize) -> Result<Run> {
     let configs: Vec<_> =
-        (0..options.pods).map(|n| node.pod_config(&format!("bench-{clients}-{n}"))).collect();
+        (0..options.pods).map(|n| separate(node.pod_config(&format!("bench-{clients}-{n}")))).collect();
     let connected = connect(node, clients).await?;
     let mut run =
         Run { floor: vec![Samples::default(); PHASES.len()], calls: BTreeMap::new(), up: Duration::ZERO };
