@@ -18,12 +18,14 @@ mod crictl;
 mod daemon;
 mod devices;
 mod disturbances;
+mod execs;
 mod floods;
 mod given_up;
 mod host_reach;
 mod hostile_accounts;
 mod hostile_proc;
 mod ids;
+mod interactive;
 mod limits;
 mod log_paths;
 mod logs;
@@ -34,6 +36,7 @@ mod planted;
 mod play;
 mod pod_fields;
 mod pods;
+mod port_forward;
 mod processes;
 mod programs;
 mod propagation;
@@ -46,6 +49,8 @@ mod restart;
 mod sandbox;
 mod seccomp;
 mod stops;
+mod streaming;
+mod streaming_hostile;
 mod sysctls;
 mod terminal;
 mod transport;
@@ -106,6 +111,11 @@ fn main() -> ExitCode {
         refusals::CASES,
         daemon::CASES,
         broken_records::CASES,
+        streaming::CASES,
+        streaming_hostile::CASES,
+        execs::CASES,
+        interactive::CASES,
+        port_forward::CASES,
         untouched::CASES,
         userns::CASES,
         userns_refused::CASES,
