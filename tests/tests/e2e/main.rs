@@ -36,6 +36,7 @@ mod network;
 mod own_processes;
 mod own_program;
 mod pairs;
+mod picture;
 mod planted;
 mod play;
 mod pod_fields;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         ids::CASES,
         cdi::CASES,
         pods::CASES,
+        picture::CASES,
         crictl::CASES,
         logs::CASES,
         namespaces::CASES,
