@@ -39,7 +39,8 @@ impl Raw {
         }));
         // From here on whatever happens restores.
         let guard = Self(());
-        tcsetattr(stdin(), OptionalActions::Flush, &raw).context("make the terminal raw")?;
+        // What was typed ahead is meant for the session: no flush.
+        tcsetattr(stdin(), OptionalActions::Drain, &raw).context("make the terminal raw")?;
         Ok(Some(guard))
     }
 }

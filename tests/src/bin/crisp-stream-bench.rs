@@ -307,11 +307,12 @@ impl Bench<'_> {
     fn forward_in(&self, taker: &mut Taker) -> Result<Duration> {
         let (listener, mut spdy) = self.forward()?;
         let (mut from, begin) = (self.source()?, Instant::now());
-        let talker = thread::spawn(move || -> std::io::Result<()> {
+        // A client that has gone is one whose bytes nobody waits for: the session lasts until all have arrived.
+        let talker = thread::spawn(move || -> std::io::Result<Spdy> {
             let mut buffer = vec![0; 32 << 10];
             loop {
                 match from.read(&mut buffer)? {
-                    0 => return spdy.data(3, b"", true),
+                    0 => return spdy.data(3, b"", true).map(|()| spdy),
                     count => spdy.data(3, &buffer[..count], false)?,
                 }
             }

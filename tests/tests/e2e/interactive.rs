@@ -67,7 +67,7 @@ fn use_shell(node: &Node, id: &str, terminal: &mut Terminal) -> Result<()> {
     terminal.press(b"echo 'r'unning; sleep 1234\n")?;
     terminal.wait_for("running\r\n")?;
     wait::until("sleep to run", wait::LONG, || {
-        node.cri().shell(id, "pgrep -f 'sleep 123[4]'").map_err(|error| format!("{error:#}"))
+        node.cri().shell(id, "grep -ls '123[4]' /proc/[0-9]*/cmdline").map_err(|error| format!("{error:#}"))
     })?;
     terminal.press(b"\x03")?;
     terminal.press(b"echo 'c'ode $?\n")?;
@@ -130,16 +130,19 @@ fn crictl_forward(node: &mut Node) -> Result<()> {
         let mut command = crictl(node, &["port-forward", "--transport", transport, &pod.id, ":8080"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut line = String::new();
-        BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        // Held to the end: it tells of each connection, and would be killed by the telling.
+        let mut said = BufReader::new(child.stdout.take().context("no stdout")?);
+        said.read_line(&mut line)?;
         let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next());
         let address = address.with_context(|| format!("{transport}: {line:?}"))?.to_owned();
         for text in ["hello", "again"] {
-            let mut socket = TcpStream::connect(&address)?;
+            let mut socket = TcpStream::connect(&address).with_context(|| format!("{transport} {text}"))?;
             socket.set_read_timeout(Some(wait::LONG))?;
-            socket.write_all(text.as_bytes())?;
+            let stage = |what| format!("{what} {text:?}, {transport}");
+            socket.write_all(text.as_bytes()).with_context(|| stage("send"))?;
             socket.shutdown(Shutdown::Write)?;
             let mut answer = String::new();
-            socket.read_to_string(&mut answer)?;
+            socket.read_to_string(&mut answer).with_context(|| stage("answer to"))?;
             ensure!(answer == hex(&Sha256::digest(text)), "{transport}: {answer:?}");
         }
         joined(server)?;

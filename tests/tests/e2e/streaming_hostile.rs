@@ -10,6 +10,7 @@ use crisp_proto::runtime::v1 as cri;
 use crisp_tests::command;
 use crisp_tests::cri::{container_config, refused, words};
 use crisp_tests::node::Node;
+use crisp_tests::place::rounds;
 use crisp_tests::streaming::{self, Spdy, WebSocket};
 use crisp_tests::wait;
 use tonic::Code;
@@ -50,10 +51,6 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 const V5: &str = "v5.channel.k8s.io";
-
-fn rounds(usual: u32) -> u32 {
-    std::env::var("CRISP_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
-}
 
 fn endless(node: &mut Node) -> Result<()> {
     const CAP: usize = 16 << 20;
@@ -107,7 +104,7 @@ fn sizes(node: &mut Node) -> Result<()> {
             format!("{{\"Width\":{},\"Height\":{}}}", number % 60_000 + 1, number % 60_000 + 1).into_bytes()
         })
         .collect();
-    for _ in 0..rounds(100) {
+    for _ in 0..rounds(100, 25) {
         socket.send(4, &storm)?;
     }
     socket.send(4, b"nonsense")?;
@@ -115,7 +112,7 @@ fn sizes(node: &mut Node) -> Result<()> {
     socket.send(0, b"while test \"$(stty size)\" != '45 123'; do :; done; exit 4\n")?;
     ensure!(socket.told()?.code()? == 4);
     // A command that fails, with a terminal, again and again.
-    for _ in 0..rounds(50) {
+    for _ in 0..rounds(50, 12) {
         let told = WebSocket::open(&exec_url(node, &id, &["nosuch"], true, true)?, V5)?.told()?;
         ensure!(told.failure()?.contains("nosuch"), "{told:?}");
     }
@@ -197,7 +194,7 @@ fn again(node: &mut Node) -> Result<()> {
         other => Err(format!("{other:?}")),
     })?;
     let (before, before_monitor) = (usage(node.daemon_pid()?.into())?, usage(monitor)?);
-    for number in 0..rounds(200) {
+    for number in 0..rounds(200, 50) {
         once(node, number)?;
     }
     settled(node, before, 4096)?;
@@ -218,7 +215,7 @@ fn pipes(pid: i64) -> Result<usize> {
 fn abandoned(node: &mut Node) -> Result<()> {
     let (pod, id) = sleeper(node, "abandoned")?;
     let before = usage(node.daemon_pid()?.into())?;
-    for _ in 0..rounds(10) {
+    for _ in 0..rounds(10, 10) {
         // Never opened; connected and no request; half a request; refused; upgraded and gone; gone in the middle of a
         // frame, of an exec, of the last words.
         let url = exec_url(node, &id, &["sleep", "2000"], true, false)?;
