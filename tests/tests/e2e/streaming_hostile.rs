@@ -180,7 +180,7 @@ fn again(node: &mut Node) -> Result<()> {
     let config = cri::ContainerConfig { stdin: true, ..container_config("c", "busybox", &["cat"]) };
     let id = node.launch_as(&pod, &config)?;
     let monitor = crate::streaming::monitor(node, &pod)?;
-    let once = |node: &Node, number: u32| -> Result<()> {
+    let once = |node: &Node, number: usize| -> Result<()> {
         let mut socket = WebSocket::open(&attach_url(node, &id, true, false)?, V5)?;
         let word = format!("round-{number}\n");
         socket.send(0, word.as_bytes())?;
