@@ -1,4 +1,4 @@
-//! `crisp exec`: a command in a container, to its end; its output and its exit code are this program's.
+//! `crisp exec`: a command in a container, to its end; its streams and its exit code are this program's.
 
 use std::{
     io::{Write, stderr, stdout},
@@ -7,10 +7,11 @@ use std::{
 
 use anyhow::{Result, bail};
 use clap::Args;
-use crisp_proto::runtime::v1::{ContainerState, ExecSyncRequest};
+use crisp_proto::runtime::v1::{Container, ContainerState, ExecRequest, ExecSyncRequest};
 
 use crate::{
     endpoint::{Asked, Clients},
+    stream::session::{self, End, Options},
     target,
 };
 
@@ -21,8 +22,14 @@ pub(crate) struct Arguments {
     /// Container of the pod; may be left out when there is one
     #[arg(short, long, value_name = "NAME")]
     container: Option<String>,
-    /// End the command after so many seconds; 0: never
-    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    /// Pass standard input on
+    #[arg(short = 'i', long)]
+    stdin: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// End the command after so many seconds; 0: never. Its output is then printed at its end
+    #[arg(long, default_value_t = 0, value_name = "SECONDS", conflicts_with_all = ["stdin", "tty"])]
     timeout: u32,
     /// Command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
@@ -31,25 +38,58 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode> {
     let clients = Clients::connect(endpoint).await?;
-    let pod = target::pod(&clients, &arguments.pod).await?;
-    let all = target::containers(&clients, &pod.id).await?;
-    let container = match arguments.container.as_deref() {
-        Some(name) => target::choose_container(&arguments.pod, &all, Some(name), 0)?,
-        None => {
-            let running: Vec<_> =
-                all.into_iter().filter(|c| c.state() == ContainerState::ContainerRunning).collect();
-            if running.is_empty() {
-                bail!("no container of pod {} is running", arguments.pod);
-            }
-            target::choose_container(&arguments.pod, &running, None, 0)?
-        }
-    };
-    let request = ExecSyncRequest {
-        container_id: container.id.clone(),
-        cmd: arguments.command,
-        timeout: i64::from(arguments.timeout),
-    };
+    let container = running(&clients, &arguments.pod, arguments.container.as_deref()).await?;
     let what = format!("exec in {}/{}", arguments.pod, target::container_name(&container).0);
+    if arguments.timeout > 0 {
+        return within(&clients, what, container.id, arguments).await;
+    }
+    let (stdin, tty) = (arguments.stdin, arguments.tty);
+    let request = ExecRequest {
+        container_id: container.id,
+        cmd: arguments.command,
+        tty,
+        stdin,
+        stdout: true,
+        stderr: !tty,
+    };
+    let url = clients.runtime.clone().exec(request).await.asked(what)?.url;
+    session::run(&url, Options { stdin, tty, detach: None }).await.map(exit_code)
+}
+
+/// The running container that is meant.
+///
+/// # Errors
+/// None runs, or it is not clear which is meant.
+pub(crate) async fn running(clients: &Clients, pod: &str, wanted: Option<&str>) -> Result<Container> {
+    let sandbox = target::pod(clients, pod).await?;
+    let all = target::containers(clients, &sandbox.id).await?;
+    if wanted.is_some() {
+        return target::choose_container(pod, &all, wanted, 0);
+    }
+    let running: Vec<_> = all.into_iter().filter(|c| c.state() == ContainerState::ContainerRunning).collect();
+    if running.is_empty() {
+        bail!("no container of pod {pod} is running");
+    }
+    target::choose_container(pod, &running, None, 0)
+}
+
+/// This program's exit code after a session.
+pub(crate) fn exit_code(end: End) -> ExitCode {
+    match end {
+        End::Exit(code) => u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from),
+        End::Detached => ExitCode::SUCCESS,
+        End::Signal(number) => u8::try_from(128 + number).map_or(ExitCode::FAILURE, ExitCode::from),
+    }
+}
+
+async fn within(
+    clients: &Clients,
+    what: String,
+    container_id: String,
+    arguments: Arguments,
+) -> Result<ExitCode> {
+    let request =
+        ExecSyncRequest { container_id, cmd: arguments.command, timeout: i64::from(arguments.timeout) };
     let answer = clients.runtime.clone().exec_sync(request).await.asked(what)?;
     stdout().write_all(&answer.stdout)?;
     stdout().flush()?;

@@ -8,6 +8,7 @@
     reason = "printing is what a command-line program does"
 )]
 
+mod attach;
 mod config;
 mod endpoint;
 mod exec;
@@ -16,9 +17,11 @@ mod inspect;
 mod logs;
 mod manifest;
 mod play;
+mod port_forward;
 mod ps;
 mod rm;
 mod serve;
+mod stream;
 mod target;
 mod text;
 mod version;
@@ -55,6 +58,10 @@ enum Command {
     Logs(logs::Arguments),
     /// Run a command in a container
     Exec(exec::Arguments),
+    /// Take part in what a container reads and writes
+    Attach(attach::Arguments),
+    /// Lead ports of this machine into a pod
+    PortForward(port_forward::Arguments),
     /// Show how a pod is isolated: namespaces, limits, mounts
     Inspect(inspect::Arguments),
     /// Stop and remove pods
@@ -100,7 +107,9 @@ async fn client(endpoint: &str, command: Command) -> Result<ExitCode> {
         Command::Play(arguments) => Box::pin(play::run(endpoint, arguments)).await,
         Command::Ps(arguments) => ps::run(endpoint, arguments).await.map(done),
         Command::Logs(arguments) => logs::run(endpoint, arguments).await.map(done),
-        Command::Exec(arguments) => exec::run(endpoint, arguments).await,
+        Command::Exec(arguments) => Box::pin(exec::run(endpoint, arguments)).await,
+        Command::Attach(arguments) => Box::pin(attach::run(endpoint, arguments)).await,
+        Command::PortForward(arguments) => Box::pin(port_forward::run(endpoint, arguments)).await,
         Command::Inspect(arguments) => inspect::run(endpoint, arguments).await.map(done),
         Command::Rm(arguments) => rm::run(endpoint, arguments).await.map(done),
         Command::Pull(arguments) => images::pull::run(endpoint, arguments).await.map(done),

@@ -237,7 +237,7 @@ pub enum AttachEnd {
     Container = 0,
     /// It has closed all of its descriptors.
     Client = 1,
-    /// It did not read what it had asked for, and was cut off so as not to hold the container.
+    /// It was cut off because it fell too far behind: the container does not wait for it.
     Slow = 2,
 }
 

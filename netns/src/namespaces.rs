@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use crisp_sys::netlink::{Netlink, NetlinkError};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use crate::link;
 use crate::sysctl::{Owner, Sysctl, SysctlError};
@@ -208,6 +209,20 @@ pub fn reopen(pins: &Pins) -> Result<Created, NamespaceError> {
 pub fn open_route_in(net: BorrowedFd<'_>) -> Result<Netlink, NamespaceError> {
     run_in(net, Netlink::open_route)?
         .map_err(|source| NamespaceError::Netlink { doing: "open a route socket", source })
+}
+
+/// A TCP socket, not connected and non-blocking, that acts inside the network namespace `net` from any thread.
+///
+/// # Errors
+/// When `net` is no network namespace, or the socket cannot be made (its kernel may have no IPv6).
+pub fn tcp_socket_in(net: BorrowedFd<'_>, ipv6: bool) -> Result<OwnedFd, NamespaceError> {
+    let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    run_in(net, || socket(family, SockType::Stream, flags, None))?.map_err(|source| NamespaceError::Call {
+        call: "socket",
+        object: format!("{family:?}"),
+        source,
+    })
 }
 
 /// Runs `work` on a fresh thread inside the network namespace `net`. Sockets that it opens stay there for good.

@@ -43,6 +43,8 @@ keys! {
             image: ImageConfig,
             /// Containers.
             container: ContainerConfig,
+            /// The streaming server: exec, attach, port-forward.
+            stream: StreamConfig,
         }
     }
 }
@@ -111,6 +113,23 @@ keys! {
         mount_own_files: bool = false,
         /// Directories of CDI spec files; a later one wins. Empty: containers cannot name CDI devices.
         cdi_spec_dirs: Vec<String> = ["/etc/cdi", "/var/run/cdi"].map(Into::into).into(),
+    }
+}
+
+keys! {
+    /// Section `[stream]`.
+    pub struct StreamConfig {
+        /// IP address to listen on. kubelet connects to it, so the node's loopback is right. Another one needs TLS: what
+        /// is typed and shown in containers goes over it.
+        address: String = "127.0.0.1".into(),
+        /// TCP port. 0: one that is free.
+        port: u16 = 0,
+        /// File with the certificate chain (PEM). Empty: no TLS.
+        tls_certificate: String = String::new(),
+        /// File with the certificate's key (PEM).
+        tls_key: String = String::new(),
+        /// A session over which nothing goes for so many seconds is ended, and what was exec'd in it. 0: never.
+        idle_timeout_seconds: u64 = 14400,
     }
 }
 

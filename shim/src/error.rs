@@ -25,6 +25,8 @@ pub enum Class {
     Unavailable,
     /// Not there (yet).
     Unimplemented,
+    /// There are too many of them already; later there may be room.
+    Exhausted,
     /// A time limit that the request set has passed.
     DeadlineExceeded,
     /// Anything else. CRI clients match on the text of these.

@@ -20,6 +20,7 @@ pub mod record;
 pub mod recover;
 pub mod server;
 mod setup;
+pub mod stream;
 pub mod systemd;
 pub mod time;
 mod user_namespaces;
@@ -55,12 +56,14 @@ const MESSAGE_BYTES: usize = 16 << 20;
 pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RequestError> {
     let path = socket_path(&config.listen)?;
     let (node, locks) = setup::node(config).await?;
+    let (streams, streaming) = stream::open(&node.config.stream)?;
     let kept = recover::all(&node).await?;
     let listener = bind(&path)?;
+    streaming.serve(node.clone(), &streams);
     tracing::info!(socket = %path.display(), "serving");
     let served = tonic::transport::Server::builder()
         .add_service(
-            RuntimeServiceServer::new(Runtime { node: node.clone() })
+            RuntimeServiceServer::new(Runtime { node: node.clone(), streams: streams.clone() })
                 .max_decoding_message_size(MESSAGE_BYTES)
                 .max_encoding_message_size(MESSAGE_BYTES),
         )
@@ -77,6 +80,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
         .await
         .stage("serve");
     let _ = fs::remove_file(&path);
+    streams.close().await;
     if node.pods().is_empty() && kept == 0 {
         setup::leave(&node).await;
     }

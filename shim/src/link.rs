@@ -17,7 +17,7 @@ use std::{
 
 use crisp_monitor::{
     client,
-    wire::{self, Body, Call, FailureKind},
+    wire::{self, AttachEnd, Body, Call, FailureKind},
 };
 use crisp_sys::Errno;
 use tokio::{
@@ -52,6 +52,8 @@ struct Waiting {
     replies: Option<HashMap<u64, oneshot::Sender<Reply>>>,
     /// Ends of exec'd processes by the name that the daemon gave them.
     execs: HashMap<String, oneshot::Sender<i32>>,
+    /// Ends of attached clients by the name that the daemon gave them.
+    attached: HashMap<String, oneshot::Sender<AttachEnd>>,
 }
 
 #[derive(Debug)]
@@ -80,7 +82,7 @@ impl Link {
             _ => RequestError::unknown(at(&error.to_string())),
         })?;
         let socket = UnixStream::from_std(socket.into()).stage(at("register with the event loop"))?;
-        let waiting = Mutex::new(Waiting { replies: Some(HashMap::new()), execs: HashMap::new() });
+        let waiting = Mutex::new(Waiting { replies: Some(HashMap::new()), ..Waiting::default() });
         let inner = Arc::new(Inner { socket, next: AtomicU64::new(1), waiting });
         let (events, receiver) = mpsc::unbounded_channel();
         tokio::spawn(read(Arc::downgrade(&inner), events));
@@ -138,6 +140,18 @@ impl Link {
     /// Takes back [`Link::expect_exec`].
     pub fn forget_exec(&self, name: &str) {
         lock(&self.0.waiting).execs.remove(name);
+    }
+
+    /// Says under which name the end of an attached client will be reported, before it is attached.
+    pub fn expect_attach(&self, name: &str) -> oneshot::Receiver<AttachEnd> {
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.0.waiting).attached.insert(name.to_owned(), sender);
+        receiver
+    }
+
+    /// Takes back [`Link::expect_attach`].
+    pub fn forget_attach(&self, name: &str) {
+        lock(&self.0.waiting).attached.remove(name);
     }
 }
 
@@ -202,6 +216,7 @@ async fn read(inner: std::sync::Weak<Inner>, events: mpsc::UnboundedSender<Event
         let mut waiting = lock(&strong.waiting);
         waiting.replies = None;
         waiting.execs.clear();
+        waiting.attached.clear();
     }
 }
 
@@ -216,6 +231,11 @@ fn dispatch(inner: &Inner, message: wire::Message, fds: Vec<OwnedFd>, events: &m
         (0, Some(Body::ExecExited(exit))) => {
             if let Some(waiter) = lock(&inner.waiting).execs.remove(&exit.exec) {
                 let _ = waiter.send(exit.code);
+            }
+        }
+        (0, Some(Body::AttachEnded(ended))) => {
+            if let Some(waiter) = lock(&inner.waiting).attached.remove(&ended.attach) {
+                let _ = waiter.send(ended.end());
             }
         }
         (0, _) => tracing::debug!("monitor: an event that this daemon does not know"),

@@ -98,6 +98,7 @@ calls! {
     runtime.reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
     runtime.exec_sync(ExecSyncRequest) -> ExecSyncResponse;
     runtime.attach(AttachRequest) -> AttachResponse;
+    runtime.port_forward(PortForwardRequest) -> PortForwardResponse;
     runtime.checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse;
     runtime.container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
     runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
@@ -335,6 +336,15 @@ impl Cri {
         let reply = self.exec_sync(request)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok(Said { code: reply.exit_code, stdout: text(&reply.stdout), stderr: text(&reply.stderr) })
+    }
+
+    /// The CRI method Exec: where the command will run.
+    ///
+    /// # Errors
+    /// The daemon's answer.
+    pub fn exec_url(&self, request: cri::ExecRequest) -> Reply<cri::ExecResponse> {
+        let mut client = self.runtime.clone();
+        Ok(self.executor.block_on(client.exec(request))?.into_inner())
     }
 
     /// [`Cri::exec`] of a shell line that must succeed; returns its output.

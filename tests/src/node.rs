@@ -203,7 +203,14 @@ cdi_spec_dirs = ["{cdi}/low", "{cdi}/high"]
     /// # Errors
     /// It cannot be run; its exit code is the caller's to judge.
     pub fn crictl(&self, arguments: &[&str]) -> Result<Finished> {
-        command::run(Command::new(place::crictl()).arg("--config").arg(self.crictl_config()).args(arguments))
+        command::run(&mut self.crictl_command(arguments))
+    }
+
+    /// A `crictl` command against this node.
+    pub fn crictl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(place::crictl());
+        command.arg("--config").arg(self.crictl_config()).args(arguments);
+        command
     }
 
     /// The host as it is now, as far as this node can change it.

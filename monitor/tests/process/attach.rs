@@ -77,25 +77,59 @@ fn without_stdin_once_clients_may_come_and_go() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_cut_off_and_holds_nobody() {
+fn a_client_that_falls_a_mebibyte_behind_is_cut_off_and_holds_nobody() {
     let pod = Pod::start();
     let mut daemon = pod.daemon();
-    let spec = Spec::sh("read line; seq 1 200000; exit 7").with_stdin();
-    daemon.run("c1", &spec);
-    daemon.run("c2", &spec);
-    let mut stuck = daemon.attach("c1", "stuck", ALL);
-    let mut reader = daemon.attach("c1", "reader", OUTPUTS);
-    let mut other = daemon.attach("c2", "other", ALL);
-    let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
-    stuck.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
-    other.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
-    // Another container's output is not held meanwhile.
-    assert!(read_all(other.stdout.take().unwrap()) == expected);
-    assert!(read_all(reader.stdout.take().unwrap()) == expected);
-    assert_eq!(daemon.attach_ended("stuck"), AttachEnd::Slow);
+    // Each line asks for 109 kB: after twelve, more has come than the client's pipe and what may wait for it.
+    daemon.run("c1", &Spec::sh("while read line; do seq 1 20000; done; exit 7").with_stdin_once());
+    let step: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
+    let stuck = daemon.attach("c1", "stuck", OUTPUTS);
+    let mut reader = daemon.attach("c1", "reader", ALL);
+    for _ in 0..12 {
+        reader.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        let mut got = vec![0; step.len()];
+        reader.stdout.as_mut().unwrap().read_exact(&mut got).unwrap();
+        assert!(got == step.as_bytes());
+    }
+    assert_eq!(daemon.attach_ended("stuck"), AttachEnd::Slow, "while the container runs");
+    drop(reader.stdin.take());
     assert_eq!(daemon.exited("c1").code, 7);
-    assert!(written(&pod.log("c1"), "stdout") == expected.as_bytes(), "the log differs");
-    drop(stuck);
+    assert!(written(&pod.log("c1"), "stdout") == step.repeat(12).as_bytes(), "the log differs");
+    // It has got what went into its pipe before.
+    let got = read_all(stuck.stdout.unwrap());
+    assert!(!got.is_empty() && step.repeat(12).starts_with(&got));
+}
+
+#[test]
+fn a_client_that_is_a_little_behind_loses_nothing_however_long_it_waits() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.run("c1", &Spec::sh("read line; seq 1 100000; echo over >&2; read line").with_stdin());
+    let mut late = daemon.attach("c1", "late", OUTPUTS);
+    let mut other = daemon.attach("c1", "other", ALL);
+    other.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    // The container writes on although one of its clients reads nothing.
+    let mut said = [0; 5];
+    other.stderr.as_mut().unwrap().read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"over\n");
+    drop(other.stdin.take());
+    let expected: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+    let mut got = vec![0; expected.len()];
+    late.stdout.as_mut().unwrap().read_exact(&mut got).unwrap();
+    assert!(got == expected.as_bytes());
+    daemon.signal("c1", libc::SIGKILL);
+    daemon.exited("c1");
+}
+
+#[test]
+fn a_client_that_does_not_take_the_rest_of_an_ended_container_is_cut_off() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.run("c1", &Spec::sh("read line; seq 1 100000").with_stdin());
+    let mut stuck = daemon.attach("c1", "stuck", ALL);
+    stuck.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    daemon.exited("c1");
+    assert_eq!(daemon.attach_ended("stuck"), AttachEnd::Slow);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use crisp_netns::namespaces::{
-    CreateError, Created, NamespaceError, Pins, Request, create, ensure_pin_dir, reopen, run_in, unpin,
+    CreateError, Created, NamespaceError, Pins, Request, create, ensure_pin_dir, reopen, run_in,
+    tcp_socket_in, unpin,
 };
 use crisp_netns::sysctl::SysctlError;
 
@@ -186,6 +187,25 @@ fn requests_that_would_touch_the_host_are_refused() {
         let long = "x".repeat(65);
         assert!(make(&Request { hostname: Some(&long), ..all(Pins::default()) }).is_err());
         assert_eq!(host.files(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_socket_made_inside_acts_there_from_any_thread() {
+    use nix::sys::socket::{SockaddrStorage, connect};
+    on_own_host(|_| {
+        let created = make(&all(Pins::default())).unwrap();
+        let net = std::os::fd::AsFd::as_fd(created.net.as_ref().unwrap());
+        for (address, ipv6) in [("127.0.0.1:0", false), ("[::1]:0", true)] {
+            let inside = run_in(net, || std::net::TcpListener::bind(address).unwrap()).unwrap();
+            let there = inside.local_addr().unwrap();
+            // Nobody listens on this side.
+            assert!(std::net::TcpStream::connect(there).is_err());
+            let socket = tcp_socket_in(net, ipv6).unwrap();
+            let connected = connect(socket.as_raw_fd(), &SockaddrStorage::from(there));
+            assert!(matches!(connected, Ok(()) | Err(nix::errno::Errno::EINPROGRESS)), "{connected:?}");
+            inside.accept().unwrap();
+        }
     });
 }
 

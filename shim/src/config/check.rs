@@ -1,12 +1,12 @@
 //! Values that have the right type and still cannot be meant. Pure: looks at no file and no device.
 
-use std::path::Path;
+use std::{net::IpAddr, path::Path};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::systemd::unit::slice_for;
 
-use super::{CgroupConfig, Config, ContainerConfig, ImageConfig, NetworkConfig};
+use super::{CgroupConfig, Config, ContainerConfig, ImageConfig, NetworkConfig, StreamConfig};
 
 /// Bytes of an interface name without the NUL (kernel: IFNAMSIZ).
 const INTERFACE_NAME_MAX: usize = 15;
@@ -38,6 +38,7 @@ impl Config {
         self.network.check(problems);
         self.image.check(problems);
         self.container.check(problems);
+        self.stream.check(problems);
     }
 }
 
@@ -131,6 +132,33 @@ impl ContainerConfig {
                 problems
                     .push(format!("container.capabilities[{index}]: {name:?} is no name such as NET_RAW"));
             }
+        }
+    }
+}
+
+impl StreamConfig {
+    fn check(&self, problems: &mut Vec<String>) {
+        match self.address.parse::<IpAddr>() {
+            Err(_) => problems.push(format!("stream.address: {:?} is no IP address", self.address)),
+            Ok(address) if address.is_unspecified() => problems.push(format!(
+                "stream.address: {:?} is every address of the node; clients are told one, so name it",
+                self.address
+            )),
+            Ok(address) if !address.is_loopback() && self.tls_certificate.is_empty() => problems.push(format!(
+                "stream.address: {:?} is not the loopback; that needs stream.tls_certificate and stream.tls_key",
+                self.address
+            )),
+            Ok(_) => {}
+        }
+        for (key, file) in
+            [("stream.tls_certificate", &self.tls_certificate), ("stream.tls_key", &self.tls_key)]
+        {
+            if !file.is_empty() {
+                absolute(key, file, problems);
+            }
+        }
+        if self.tls_certificate.is_empty() != self.tls_key.is_empty() {
+            problems.push("stream.tls_certificate: certificate and stream.tls_key come together".into());
         }
     }
 }

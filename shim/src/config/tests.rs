@@ -106,3 +106,16 @@ fn problems_of_a_file_name_it() {
         format!("configuration {}: line 1: lisen: unknown key; did you mean listen?", file.path().display())
     );
 }
+
+#[test]
+fn the_streaming_server_is_on_the_loopback_or_has_tls() {
+    for address in ["0.0.0.0", "::", "10.0.0.1", "localhost"] {
+        let found = problems(&format!("[stream]\naddress = \"{address}\""));
+        assert!(found.len() == 1 && found[0].starts_with("stream.address: "), "{found:#?}");
+    }
+    let found = problems("[stream]\ntls_key = \"/k\"");
+    assert!(found.len() == 1 && found[0].starts_with("stream.tls_certificate: "), "{found:#?}");
+    let tls = "tls_certificate = \"/c\"\ntls_key = \"/k\"";
+    assert!(Config::parse(&format!("[stream]\naddress = \"10.0.0.1\"\nport = 10010\n{tls}")).is_ok());
+    assert!(Config::parse("[stream]\naddress = \"::1\"").is_ok());
+}

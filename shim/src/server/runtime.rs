@@ -19,6 +19,7 @@ use crate::{
     node::Node,
     pod::{ContainerOp, SandboxOp},
     record::ContainerPhase,
+    stream::Streams,
     time::now_nanos,
 };
 
@@ -27,6 +28,8 @@ use crate::{
 pub struct Runtime {
     /// What it serves.
     pub node: Arc<Node>,
+    /// Where streams are opened.
+    pub streams: Arc<Streams>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -295,16 +298,19 @@ impl RuntimeService for Runtime {
         ok(cri::UpdatePodSandboxResourcesResponse {})
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
-        not_yet("Exec")
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
+        ok(cri::ExecResponse { url: self.streams.exec(&self.node, request.into_inner())? })
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
-        not_yet("Attach")
+    async fn attach(&self, request: Request<cri::AttachRequest>) -> Answer<cri::AttachResponse> {
+        ok(cri::AttachResponse { url: self.streams.attach(&self.node, request.into_inner())? })
     }
 
-    async fn port_forward(&self, _: Request<cri::PortForwardRequest>) -> Answer<cri::PortForwardResponse> {
-        not_yet("PortForward")
+    async fn port_forward(
+        &self,
+        request: Request<cri::PortForwardRequest>,
+    ) -> Answer<cri::PortForwardResponse> {
+        ok(cri::PortForwardResponse { url: self.streams.port_forward(&self.node, request.into_inner())? })
     }
 
     async fn checkpoint_container(

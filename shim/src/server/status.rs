@@ -15,6 +15,7 @@ pub fn code(class: Class) -> Code {
         Class::Invalid => Code::InvalidArgument,
         Class::Unavailable => Code::Unavailable,
         Class::Unimplemented => Code::Unimplemented,
+        Class::Exhausted => Code::ResourceExhausted,
         Class::DeadlineExceeded => Code::DeadlineExceeded,
         Class::Unknown => Code::Unknown,
     }
@@ -64,6 +65,7 @@ mod tests {
             (Class::Invalid, Code::InvalidArgument),
             (Class::Unavailable, Code::Unavailable),
             (Class::Unimplemented, Code::Unimplemented),
+            (Class::Exhausted, Code::ResourceExhausted),
             (Class::DeadlineExceeded, Code::DeadlineExceeded),
             (Class::Unknown, Code::Unknown),
         ] {

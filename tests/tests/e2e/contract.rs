@@ -284,8 +284,8 @@ fn wrong_states(node: &mut Node) -> Result<()> {
 }
 
 fn unimplemented(node: &mut Node) -> Result<()> {
-    let request = cri::AttachRequest { container_id: UNKNOWN.to_owned(), stdout: true, ..Default::default() };
-    refused(node.cri().attach(request), Code::Unimplemented)?;
+    let request = cri::CheckpointContainerRequest { container_id: UNKNOWN.to_owned(), ..Default::default() };
+    refused(node.cri().checkpoint_container(request), Code::Unimplemented)?;
     Ok(())
 }
 

@@ -19,12 +19,14 @@ mod daemon;
 mod descriptors;
 mod devices;
 mod disturbances;
+mod execs;
 mod floods;
 mod given_up;
 mod host_reach;
 mod hostile_accounts;
 mod hostile_proc;
 mod ids;
+mod interactive;
 mod limits;
 mod log_paths;
 mod logs;
@@ -38,6 +40,7 @@ mod planted;
 mod play;
 mod pod_fields;
 mod pods;
+mod port_forward;
 mod processes;
 mod programs;
 mod propagation;
@@ -53,6 +56,8 @@ mod seccomp;
 mod sizes;
 mod starvation;
 mod stops;
+mod streaming;
+mod streaming_hostile;
 mod sysctls;
 mod terminal;
 mod transport;
@@ -120,6 +125,11 @@ fn main() -> ExitCode {
         refusals::CASES,
         daemon::CASES,
         broken_records::CASES,
+        streaming::CASES,
+        streaming_hostile::CASES,
+        execs::CASES,
+        interactive::CASES,
+        port_forward::CASES,
         untouched::CASES,
         userns::CASES,
         userns_refused::CASES,

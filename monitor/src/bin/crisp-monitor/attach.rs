@@ -1,8 +1,9 @@
 //! An attached client: descriptors through which it takes part in a container's standard streams.
 //!
-//! What does not go into a client's descriptor at once waits here, never more than one read of the container's output
-//! (at its end: what its pipes held). Must not know: the loop, the log.
+//! What does not go into a client's descriptor at once waits here; how much may, is said by who pushes. Must not know: the
+//! loop, the log.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -26,7 +27,7 @@ pub(crate) enum Flow {
 #[derive(Debug)]
 pub(crate) struct Outlet {
     fd: OwnedFd,
-    waiting: Vec<u8>,
+    waiting: VecDeque<u8>,
     /// When something last went in, while something waits.
     moved: Option<Instant>,
 }
@@ -34,19 +35,19 @@ pub(crate) struct Outlet {
 impl Outlet {
     /// An outlet into `fd`, which must not block.
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Outlet { fd, waiting: Vec::new(), moved: None }
+        Outlet { fd, waiting: VecDeque::new(), moved: None }
     }
 
     /// Writes `bytes` behind what waits.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Flow {
         if !self.waiting.is_empty() {
-            self.waiting.extend_from_slice(bytes);
+            self.waiting.extend(bytes);
             return Flow::Waiting;
         }
         match self.put(bytes) {
             Ok(count) if count == bytes.len() => Flow::Clear,
             Ok(count) => {
-                self.waiting = bytes[count..].to_vec();
+                self.waiting.extend(&bytes[count..]);
                 self.moved = Some(Instant::now());
                 Flow::Waiting
             }
@@ -56,9 +57,14 @@ impl Outlet {
 
     /// Writes what waits.
     pub(crate) fn flush(&mut self) -> Flow {
-        match self.put(&self.waiting) {
+        let (front, back) = self.waiting.as_slices();
+        let put = match self.put(front) {
+            Ok(count) if count == front.len() => self.put(back).map(|more| count + more),
+            other => other,
+        };
+        match put {
             Ok(count) if count == self.waiting.len() => {
-                (self.waiting, self.moved) = (Vec::new(), None);
+                (self.waiting, self.moved) = (VecDeque::new(), None);
                 Flow::Clear
             }
             Ok(count) => {
@@ -75,6 +81,16 @@ impl Outlet {
     /// Whether something waits.
     pub(crate) fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
+    }
+
+    /// How much waits.
+    pub(crate) fn behind(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Counts the time that something waits from now on.
+    pub(crate) fn restart_clock(&mut self) {
+        self.moved = self.moved.map(|_| Instant::now());
     }
 
     /// Since when nothing has moved although something waits.
@@ -125,6 +141,11 @@ impl Attachment {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
         }
+    }
+
+    /// The outlets that are open, to be changed.
+    pub(crate) fn outlets_mut(&mut self) -> impl Iterator<Item = &mut Outlet> {
+        self.stdout.iter_mut().chain(&mut self.stderr)
     }
 
     /// The outlets that are open.

@@ -120,8 +120,6 @@ pub(crate) struct Life {
     /// It has a terminal.
     pub(crate) terminal: bool,
     pub(crate) input: Input,
-    /// Streams that are not read from, because an attached client is behind: output, errors.
-    pub(crate) paused: [bool; 2],
     pub(crate) log: ContainerLog,
     /// `None` while held, and without the memory controller.
     pub(crate) oom: Option<OomWatch>,

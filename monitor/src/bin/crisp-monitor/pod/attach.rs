@@ -1,7 +1,7 @@
 //! Attached clients: what a container writes is copied to them.
 //!
-//! A client that reads slowly slows the container down, as a terminal would; one that does not read at all for
-//! [`STUCK_LIMIT`] is cut off, and the container and the other clients go on.
+//! The container never waits for a client: what one does not take at once waits for it, up to [`BEHIND_MAX`]. One that
+//! falls further behind is cut off, and so is one that does not take the rest of an ended container for [`STUCK_LIMIT`].
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -21,7 +21,9 @@ use crate::token::{Kind, Token};
 
 /// Attached clients of a pod.
 const CLIENTS_MAX: usize = 64;
-/// How long a client may leave what waits for it unread.
+/// How much may wait for a client, bytes of each of its streams.
+const BEHIND_MAX: usize = 1 << 20;
+/// How long a client may leave the rest of an ended container unread.
 const STUCK_LIMIT: Duration = Duration::from_secs(5);
 
 impl Pod {
@@ -89,18 +91,19 @@ impl Pod {
         }
     }
 
-    /// Copies what was read from a container to everybody who wants it. `false`: somebody has no room for more, and
-    /// the container is not read from until that changes.
-    pub(super) fn copy_to_clients(&mut self, container: u64, stream: Stream, length: usize) -> bool {
-        let (mut gone, mut clear) = (Vec::new(), true);
+    /// Copies what was read from a container to everybody who wants it.
+    pub(super) fn copy_to_clients(&mut self, container: u64, stream: Stream, length: usize) {
+        let (mut gone, mut slow) = (Vec::new(), Vec::new());
         for (serial, one) in self.attachments.iter_mut().filter(|(_, one)| one.container == container) {
             let Some(outlet) = one.outlet(stream) else { continue };
+            let waited = outlet.is_waiting();
             match outlet.push(&self.buffer[..length]) {
                 Flow::Clear => {}
+                Flow::Waiting if outlet.behind() > BEHIND_MAX => slow.push(*serial),
+                Flow::Waiting if waited => {}
                 Flow::Waiting => {
-                    clear = false;
                     let token = Token::new(kind(stream), *serial).pack();
-                    // Should it not be possible to wait for room, the time limit remains.
+                    // Should it not be possible to wait for room, the limit of what waits remains.
                     let _ = self.poll.modify(&*outlet, token, Interest::Write);
                 }
                 Flow::Gone => gone.push(*serial),
@@ -109,7 +112,9 @@ impl Pod {
         for serial in gone {
             self.close_outlet(serial, stream);
         }
-        clear
+        for serial in slow {
+            self.end_client(serial, AttachEnd::Slow);
+        }
     }
 
     pub(super) fn on_client_room(&mut self, serial: u64, stream: Stream, event: &Event) {
@@ -126,11 +131,8 @@ impl Pod {
                     self.poll.modify(&*outlet, Token::new(kind(stream), serial).pack(), Interest::Nothing);
             }
         }
-        let (container, over) = (one.container, one.over);
-        if over {
+        if one.over {
             self.end_client_if_done(serial);
-        } else {
-            self.resume_output(container, stream);
         }
     }
 
@@ -138,19 +140,9 @@ impl Pod {
         let Some(one) = self.attachments.get_mut(&serial) else { return };
         let Some(outlet) = one.outlet(stream).take() else { return };
         let _ = self.poll.remove(&outlet);
-        let container = one.container;
         if one.outlets().next().is_none() {
             let end = if one.over { AttachEnd::Container } else { AttachEnd::Client };
             self.end_client(serial, end);
-        }
-        self.resume_output(container, stream);
-    }
-
-    /// Reads from a container again once nobody is behind.
-    fn resume_output(&mut self, container: u64, stream: Stream) {
-        let mut clients = self.attachments.values_mut().filter(|one| one.container == container);
-        if !clients.any(|one| one.outlet(stream).as_ref().is_some_and(Outlet::is_waiting)) {
-            self.pause_output(container, stream, false);
         }
     }
 
@@ -165,6 +157,7 @@ impl Pod {
         for serial in clients {
             let Some(one) = self.attachments.get_mut(&serial) else { continue };
             one.over = true;
+            one.outlets_mut().for_each(Outlet::restart_clock);
             if let Some(stdin) = one.stdin.take() {
                 let _ = self.poll.remove(&stdin);
             }
@@ -183,9 +176,6 @@ impl Pod {
         if one.writes {
             self.client_wrote_its_last(one.container);
         }
-        for stream in [Stream::Stdout, Stream::Stderr] {
-            self.resume_output(one.container, stream);
-        }
         self.announce(Body::AttachEnded(AttachEnded { attach: one.name, end: end as i32 }));
     }
 
@@ -198,16 +188,16 @@ impl Pod {
         Some(one)
     }
 
-    /// When the first client that does not read will be cut off.
+    /// When the first client that does not take the rest will be cut off.
     pub(super) fn first_stuck(&self) -> Option<Instant> {
-        let outlets = self.attachments.values().flat_map(Attachment::outlets);
+        let outlets = self.attachments.values().filter(|one| one.over).flat_map(Attachment::outlets);
         outlets.filter_map(Outlet::stuck_since).min().map(|since| since + STUCK_LIMIT)
     }
 
     pub(super) fn cut_off_stuck_clients(&mut self) {
         let now = Instant::now();
         let stuck = |one: &Attachment| {
-            one.outlets().filter_map(Outlet::stuck_since).any(|since| since + STUCK_LIMIT <= now)
+            one.over && one.outlets().filter_map(Outlet::stuck_since).any(|since| since + STUCK_LIMIT <= now)
         };
         let clients: Vec<u64> =
             self.attachments.iter().filter(|(_, one)| stuck(one)).map(|(serial, _)| *serial).collect();

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crisp_monitor::record::{self, ExitRecord};
 use crisp_monitor::wire::{Body, Done, Exit, PidNamespace};
-use crisp_sys::poll::Interest;
 use crisp_sys::time;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -29,11 +28,7 @@ const TERMINAL_BYTES: usize = 64 * 1024 + 4096;
 
 /// What one read of a pipe gave.
 enum Got {
-    Bytes {
-        length: usize,
-        /// All attached clients have taken them.
-        clear: bool,
-    },
+    Bytes(usize),
     /// Nothing now.
     Empty,
     /// No writer is left.
@@ -43,35 +38,11 @@ enum Got {
 impl Pod {
     pub(super) fn on_output(&mut self, serial: u64, stream: Stream) {
         match self.read_output(serial, stream) {
-            Got::Bytes { clear: true, .. } | Got::Empty => {}
-            Got::Bytes { clear: false, .. } => self.pause_output(serial, stream, true),
+            Got::Bytes(_) | Got::Empty => {}
             Got::End => {
                 self.close_stream(serial, stream);
                 self.end_if_drained(serial);
             }
-        }
-    }
-
-    /// Stops reading from a container, or goes on.
-    pub(super) fn pause_output(&mut self, serial: u64, stream: Stream, pause: bool) {
-        let Some(life) = self.containers.get_mut(&serial).and_then(|container| container.life.as_mut())
-        else {
-            return;
-        };
-        let (kind, index) = match stream {
-            Stream::Stdout => (Kind::Stdout, 0),
-            Stream::Stderr => (Kind::Stderr, 1),
-        };
-        let Some(pipe) = life.pipes.of(stream).as_ref().filter(|_| life.paused[index] != pause) else {
-            return;
-        };
-        // Taken out altogether: the end of a pipe is always told, again and again.
-        let changed = match pause {
-            true => self.poll.remove(pipe),
-            false => self.poll.add(pipe, Token::new(kind, serial).pack(), Interest::Read),
-        };
-        if changed.is_ok() {
-            life.paused[index] = pause;
         }
     }
 
@@ -86,8 +57,8 @@ impl Pod {
             Ok(length) => {
                 let nanos = time::realtime_nanos();
                 life.log.push(stream, &self.buffer[..length], nanos, &mut self.pen);
-                let clear = self.copy_to_clients(serial, stream, length);
-                Got::Bytes { length, clear }
+                self.copy_to_clients(serial, stream, length);
+                Got::Bytes(length)
             }
             Err(Errno::EAGAIN | Errno::EINTR) => Got::Empty,
             Err(_) => Got::End,
@@ -141,7 +112,7 @@ impl Pod {
             let mut left = self.capacity(serial, stream);
             while left > 0 {
                 match self.read_output(serial, stream) {
-                    Got::Bytes { length, .. } => left = left.saturating_sub(length),
+                    Got::Bytes(length) => left = left.saturating_sub(length),
                     Got::Empty | Got::End => break,
                 }
             }

@@ -132,7 +132,6 @@ impl Pod {
             pipes,
             terminal,
             input,
-            paused: [false; 2],
             log,
             oom: None,
             end: None,

@@ -1,0 +1,119 @@
+//! `crisp port-forward`: ports of this machine that lead into a pod.
+
+use std::{net::SocketAddr, process::ExitCode, str::FromStr};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use crisp_proto::runtime::v1::PortForwardRequest;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use crate::{
+    endpoint::{Asked, Clients},
+    stream::{forward, terminal},
+    target,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Pod: name, namespace/name or the beginning of its id
+    pod: String,
+    /// Ports: LOCAL:REMOTE, or one number for both; :REMOTE takes a local port that is free
+    #[arg(required = true, value_name = "[LOCAL:]REMOTE")]
+    ports: Vec<Ports>,
+    /// Addresses to listen on
+    #[arg(long, default_value = "127.0.0.1", value_delimiter = ',', value_name = "IP")]
+    address: Vec<std::net::IpAddr>,
+}
+
+/// A port here and one inside the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ports {
+    /// 0: one that is free.
+    local: u16,
+    remote: u16,
+}
+
+impl FromStr for Ports {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+        let ports = match text.split_once(':') {
+            None => port(text).map(|both| Ports { local: both, remote: both }),
+            Some(("", remote)) => port(remote).map(|remote| Ports { local: 0, remote }),
+            Some((local, remote)) => {
+                port(local).zip(port(remote)).map(|(local, remote)| Ports { local, remote })
+            }
+        };
+        match ports {
+            Some(ports) => Ok(ports),
+            None => bail!("{text:?} is no port, LOCAL:REMOTE or :REMOTE with numbers from 1 to 65535"),
+        }
+    }
+}
+
+pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode> {
+    let asked_to_end = terminal::asked_to_end()?;
+    let clients = Clients::connect(endpoint).await?;
+    let pod = target::pod(&clients, &arguments.pod).await?;
+    let mut tasks = JoinSet::new();
+    for ports in arguments.ports {
+        for address in &arguments.address {
+            let address = SocketAddr::new(*address, ports.local);
+            let listener =
+                TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
+            println!("Forwarding from {} -> {}", listener.local_addr()?, ports.remote);
+            tasks.spawn(serve(listener, clients.clone(), pod.id.clone(), ports.remote));
+        }
+    }
+    tokio::select! {
+        number = asked_to_end => Ok(ExitCode::from(u8::try_from(128 + number).unwrap_or(1))),
+        Some(ended) = tasks.join_next() => ended?.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Takes connections; each has a stream of its own, so that none waits for another.
+async fn serve(listener: TcpListener, clients: Clients, pod: String, port: u16) -> Result<()> {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (socket, from) = accepted.context("accept a connection")?;
+                let (clients, pod) = (clients.clone(), pod.clone());
+                connections.spawn(async move {
+                    if let Err(error) = Box::pin(one(&clients, pod, port, socket)).await {
+                        eprintln!("crisp: connection from {from}: {error:#}");
+                    }
+                });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn one(clients: &Clients, pod: String, port: u16, socket: TcpStream) -> Result<()> {
+    let what = format!("forward port {port}");
+    let request = PortForwardRequest { pod_sandbox_id: pod, port: vec![port.into()] };
+    let url = clients.runtime.clone().port_forward(request).await.asked(what)?.url;
+    socket.set_nodelay(true)?;
+    forward::carry(&url, port, socket).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_one_number_or_two() {
+        let of = |text: &str| text.parse::<Ports>().ok().map(|ports| (ports.local, ports.remote));
+        assert_eq!(of("80"), Some((80, 80)));
+        assert_eq!(of("8080:80"), Some((8080, 80)));
+        assert_eq!(of(":80"), Some((0, 80)));
+        for bad in ["", ":", "0", "80:0", "0:80", "65536", "80:http", "1:2:3"] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! At a terminal: crictl and crisp's own commands, driven through a real pseudo-terminal as a person would.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use crisp_proto::runtime::v1 as cri;
+use crisp_tests::command;
+use crisp_tests::cri::container_config;
+use crisp_tests::node::Node;
+use crisp_tests::place::Need;
+use crisp_tests::terminal::Terminal;
+use crisp_tests::wait;
+use sha2::{Digest, Sha256};
+
+use crate::case::Case;
+use crate::port_forward::{LOOPBACK, digests, joined, listen};
+use crate::streaming::{hex, sleeper, wait_until_alone};
+
+/// The tests of this file.
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        name: "crictl_exec_at_a_terminal",
+        needs: &[Need::Crictl],
+        images: &["busybox"],
+        run: crictl_exec,
+    },
+    Case {
+        name: "crictl_exec_over_websocket",
+        needs: &[Need::Crictl],
+        images: &["busybox"],
+        run: crictl_websocket,
+    },
+    Case {
+        name: "crictl_attach_at_a_terminal",
+        needs: &[Need::Crictl],
+        images: &["busybox"],
+        run: crictl_attach,
+    },
+    Case { name: "crictl_port_forward", needs: &[Need::Crictl], images: &["busybox"], run: crictl_forward },
+    Case { name: "streaming_over_tls", needs: &[Need::Crictl], images: &["busybox"], run: tls },
+    Case { name: "crisp_exec_at_a_terminal", needs: &[], images: &["busybox"], run: crisp_exec },
+    Case { name: "crisp_exec_in_a_pipeline", needs: &[], images: &["busybox"], run: crisp_pipeline },
+    Case {
+        name: "crisp_restores_the_terminal_on_every_way_out",
+        needs: &[],
+        images: &["busybox"],
+        run: restored,
+    },
+    Case {
+        name: "e05_detach_keys_leave_the_container_running",
+        needs: &[],
+        images: &["busybox"],
+        run: detach,
+    },
+];
+
+/// A shell is used as by a person: typed, resized, interrupted, left with `exit 7`.
+fn use_shell(node: &Node, id: &str, terminal: &mut Terminal) -> Result<()> {
+    // The line is shown as it is typed: what is waited for must not stand in it.
+    terminal.press(b"echo 'h'ello\n")?;
+    terminal.wait_for("hello\r\n")?;
+    terminal.resize(111, 42)?;
+    terminal.press(b"while test \"$(stty size)\" != '42 111'; do :; done; echo 's'ize\n")?;
+    terminal.wait_for("size\r\n")?;
+    terminal.press(b"echo 'r'unning; sleep 1234\n")?;
+    terminal.wait_for("running\r\n")?;
+    wait::until("sleep to run", wait::LONG, || {
+        node.cri().shell(id, "pgrep -f 'sleep 123[4]'").map_err(|error| format!("{error:#}"))
+    })?;
+    terminal.press(b"\x03")?;
+    terminal.press(b"echo 'c'ode $?\n")?;
+    terminal.wait_for("code 130\r\n")
+}
+
+fn crictl(node: &Node, arguments: &[&str]) -> Command {
+    node.crictl_command(arguments)
+}
+
+fn crictl_exec(node: &mut Node) -> Result<()> {
+    let (pod, id) = sleeper(node, "crictl-exec")?;
+    let mut terminal = Terminal::start(&crictl(node, &["exec", "-i", "-t", &id, "sh"]), 90, 30)?;
+    use_shell(node, &id, &mut terminal)?;
+    terminal.press(b"exit 7\n")?;
+    let status = terminal.wait()?;
+    ensure!(!status.success() && terminal.seen().contains('7'), "{status}: {}", terminal.seen());
+    // Ctrl-D ends a shell in which all went well.
+    let mut terminal = Terminal::start(&crictl(node, &["exec", "-i", "-t", &id, "sh"]), 90, 30)?;
+    terminal.press(b"echo 'h'ello\n")?;
+    terminal.wait_for("hello\r\n")?;
+    terminal.press(b"\x04")?;
+    let status = terminal.wait()?;
+    ensure!(status.success(), "{status}: {}", terminal.seen());
+    let said = command::run(&mut crictl(node, &["exec", &id, "sh", "-c", "echo out; echo err >&2"]))?;
+    ensure!(said.status.success() && said.stdout == "out\n" && said.stderr.contains("err"), "{said}");
+    wait_until_alone(node, &id)?;
+    node.end_pod(&pod)
+}
+
+fn crictl_websocket(node: &mut Node) -> Result<()> {
+    let (pod, id) = sleeper(node, "crictl-ws")?;
+    let arguments = ["exec", "--transport", "websocket", "-i", "-t", &id, "sh"];
+    let mut terminal = Terminal::start(&crictl(node, &arguments), 90, 30)?;
+    use_shell(node, &id, &mut terminal)?;
+    terminal.press(b"exit 7\n")?;
+    ensure!(!terminal.wait()?.success(), "{}", terminal.seen());
+    let said = command::run(&mut crictl(node, &["exec", "--transport", "websocket", &id, "echo", "out"]))?;
+    ensure!(said.status.success() && said.stdout == "out\n", "{said}");
+    node.end_pod(&pod)
+}
+
+fn crictl_attach(node: &mut Node) -> Result<()> {
+    let pod = node.run_pod("crictl-attach")?;
+    let config = cri::ContainerConfig { stdin: true, tty: true, ..container_config("c", "busybox", &["sh"]) };
+    let id = node.launch_as(&pod, &config)?;
+    let mut terminal = Terminal::start(&crictl(node, &["attach", "-i", "-t", &id]), 90, 30)?;
+    use_shell(node, &id, &mut terminal)?;
+    terminal.press(b"exit 5\n")?;
+    let status = terminal.wait()?;
+    ensure!(status.success(), "{status}: {}", terminal.seen());
+    ensure!(node.wait_for_exit(&id)?.exit_code == 5);
+    node.end_pod(&pod)
+}
+
+fn crictl_forward(node: &mut Node) -> Result<()> {
+    let pod = node.run_pod("crictl-forward")?;
+    for transport in ["spdy", "websocket"] {
+        let server = digests(listen(node, &pod, LOOPBACK[0], 8080)?, 2);
+        let mut command = crictl(node, &["port-forward", "--transport", transport, &pod.id, ":8080"]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next());
+        let address = address.with_context(|| format!("{transport}: {line:?}"))?.to_owned();
+        for text in ["hello", "again"] {
+            let mut socket = TcpStream::connect(&address)?;
+            socket.set_read_timeout(Some(wait::LONG))?;
+            socket.write_all(text.as_bytes())?;
+            socket.shutdown(Shutdown::Write)?;
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer)?;
+            ensure!(answer == hex(&Sha256::digest(text)), "{transport}: {answer:?}");
+        }
+        joined(server)?;
+        child.kill()?;
+        child.wait()?;
+    }
+    node.end_pod(&pod)
+}
+
+fn crisp(node: &Node, arguments: &[&str]) -> Command {
+    let mut command = node.crisp_command();
+    command.args(arguments);
+    command
+}
+
+fn crisp_exec(node: &mut Node) -> Result<()> {
+    let (pod, id) = sleeper(node, "crisp-exec")?;
+    let mut terminal = Terminal::start(&crisp(node, &["exec", "-it", "crisp-exec", "sh"]), 90, 30)?;
+    use_shell(node, &id, &mut terminal)?;
+    terminal.press(b"exit 7\n")?;
+    let status = terminal.wait()?;
+    ensure!(status.code() == Some(7), "{status}: {}", terminal.seen());
+    // Without one, both streams are apart, and a size is nobody's.
+    let said = node.crisp(&["exec", "crisp-exec", "--", "sh", "-c", "echo out; echo err >&2; exit 3"])?;
+    ensure!(said.status.code() == Some(3) && said.stdout == "out\n" && said.stderr == "err\n", "{said}");
+    let refused = node.crisp(&["exec", "crisp-exec", "nosuch"])?.refused()?;
+    ensure!(refused.contains("executable file not found"), "{refused}");
+    wait_until_alone(node, &id)?;
+    node.end_pod(&pod)
+}
+
+fn crisp_pipeline(node: &mut Node) -> Result<()> {
+    let (pod, id) = sleeper(node, "pipeline")?;
+    let bytes: Vec<u8> = (0..8_000_000u32).map(|number| (number * 7 % 251) as u8).collect();
+    let mut child = crisp(node, &["exec", "-i", "pipeline", "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut input = child.stdin.take().context("no stdin")?;
+    let copy = bytes.clone();
+    let writer = std::thread::spawn(move || input.write_all(&copy));
+    let mut back = Vec::new();
+    child.stdout.take().context("no stdout")?.read_to_end(&mut back)?;
+    writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))??;
+    ensure!(child.wait()?.success() && back == bytes, "{} bytes came back", back.len());
+    // Interrupted from outside, it takes along what it has started.
+    let mut child = crisp(node, &["exec", "pipeline", "sh", "-c", "echo ready; sleep 2000"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
+    command::run(Command::new("kill").args(["-INT", &child.id().to_string()]))?.ok()?;
+    ensure!(child.wait()?.code() == Some(130));
+    wait_until_alone(node, &id)?;
+    node.end_pod(&pod)
+}
+
+fn restored(node: &mut Node) -> Result<()> {
+    let (pod, id) = sleeper(node, "restored")?;
+    let ways = ["the command ends", "a signal", "the container ends", "the daemon is killed"];
+    for way in ways {
+        let probe = Terminal::start(&Command::new("true"), 90, 30)?;
+        let fresh = probe.settings()?;
+        let mut terminal = Terminal::start(&crisp(node, &["exec", "-it", "restored", "sh"]), 90, 30)?;
+        terminal.press(b"echo 'h'ello\n")?;
+        terminal.wait_for("hello\r\n")?;
+        ensure!(terminal.settings()? != fresh, "the terminal is not raw");
+        match way {
+            "the command ends" => terminal.press(b"\x04")?,
+            "a signal" => {
+                command::run(Command::new("kill").args(["-TERM", &terminal.pid()?]))?.ok()?;
+            }
+            "the container ends" => node.cri().stop(&id, 0)?,
+            _ => node.kill()?,
+        }
+        let status = terminal.wait()?;
+        ensure!(terminal.settings()? == fresh, "{way}: the terminal stays raw");
+        match way {
+            "the command ends" => ensure!(status.success(), "{status}: {}", terminal.seen()),
+            "a signal" => ensure!(status.code() == Some(143), "{status}: {}", terminal.seen()),
+            _ => ensure!(!status.success(), "{status}: {}", terminal.seen()),
+        }
+        if way == "the container ends" {
+            let config = container_config("again", "busybox", &["sleep", "3600"]);
+            node.launch_as(&pod, &config)?;
+        }
+    }
+    node.serve()?;
+    node.end_pod(&pod)
+}
+
+fn detach(node: &mut Node) -> Result<()> {
+    let pod = node.run_pod("detach")?;
+    let config = cri::ContainerConfig { stdin: true, tty: true, ..container_config("c", "busybox", &["sh"]) };
+    let id = node.launch_as(&pod, &config)?;
+    for (keys, list) in [(&b"\x10\x11"[..], None), (b"~.", Some("~,."))] {
+        let mut arguments = vec!["attach", "detach"];
+        arguments.extend(list.iter().flat_map(|list| ["--detach-keys", list]));
+        let mut terminal = Terminal::start(&crisp(node, &arguments), 90, 30)?;
+        terminal.press(b"echo 'h'ello\n")?;
+        terminal.wait_for("hello\r\n")?;
+        terminal.press(keys)?;
+        let status = terminal.wait()?;
+        ensure!(status.success(), "{status}: {}", terminal.seen());
+        ensure!(node.cri().container(&id)?.state() == cri::ContainerState::ContainerRunning);
+    }
+    let refused = node.crisp(&["attach", "detach", "--detach-keys", "enter"])?.refused()?;
+    ensure!(refused.contains("enter"), "{refused}");
+    let mut terminal = Terminal::start(&crisp(node, &["attach", "detach"]), 90, 30)?;
+    use_shell(node, &id, &mut terminal)?;
+    terminal.press(b"exit 0\n")?;
+    ensure!(terminal.wait()?.success(), "{}", terminal.seen());
+    node.wait_for_exit(&id)?;
+    node.end_pod(&pod)
+}
+
+fn tls(node: &mut Node) -> Result<()> {
+    let (certificate, key) = (node.folder().join("stream.crt"), node.folder().join("stream.key"));
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "1",
+    ]);
+    openssl.args(["-subj", "/CN=crisp", "-addext", "subjectAltName=IP:127.0.0.1"]);
+    openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+    command::run(&mut openssl)?.ok()?;
+    let plain = std::fs::read_to_string(node.config())?;
+    node.stop()?;
+    let settings = |certificate: &str| {
+        format!("{plain}\n[stream]\ntls_certificate = \"{certificate}\"\ntls_key = \"{}\"\n", key.display())
+    };
+    // What is no certificate keeps the daemon from starting, and is named.
+    std::fs::write(node.config(), settings(&key.display().to_string()))?;
+    let refused = command::run(&mut node.serve_command())?.refused()?;
+    ensure!(refused.contains("stream.tls_certificate") && refused.contains("stream.key"), "{refused}");
+    std::fs::write(node.config(), settings(&certificate.display().to_string()))?;
+    node.serve()?;
+    let (pod, id) = sleeper(node, "tls")?;
+    for transport in ["spdy", "websocket"] {
+        let said = node.crictl(&["exec", "--transport", transport, &id, "echo", "over TLS"])?;
+        ensure!(said.status.success() && said.stdout == "over TLS\n", "{transport}: {said}");
+    }
+    // crisp's own commands say that they cannot; and who speaks no TLS gets nothing.
+    let refused = node.crisp(&["exec", "tls", "true"])?.refused()?;
+    ensure!(refused.contains("only http://"), "{refused}");
+    let url = crate::streaming::exec_url(node, &id, &["true"], false, false)?;
+    let host = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).context("no https")?;
+    let reply = crisp_tests::streaming::request(host, "GET /", &[])?;
+    ensure!(reply.status == 0, "{}", reply.head);
+    node.end_pod(&pod)
+}
