@@ -37,7 +37,9 @@ pub use import::{ImportError, ImportOptions};
 pub use platform::Platform;
 pub use pull::{ErrorKind, LayerProgress, LayerState, PullError, PullOptions, PullProgress, PullResult};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{Attempt, AuthFields, CredentialError, Credentials, HostsError, RegistryError};
+pub use registry::{
+    Attempt, AuthFields, AuthFileError, CredentialError, Credentials, HostsError, RegistryError,
+};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use store::{FsUsage, Image, Layer, Store, StoreError, StoreOptions};
 pub use unpack::{ApplyError, ArchiveError, UnpackError};

@@ -23,7 +23,7 @@ use crate::digest::Digest;
 use crate::document::{Descriptor, Document};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::registry::{Credentials, Fetched, Registry};
+use crate::registry::{Access, Credentials, Fetched, Registry};
 use crate::store::{Image, Inner, Layer, NewImage, Store, blocking};
 use error::Place;
 use layer::LayerJob;
@@ -41,6 +41,8 @@ pub struct PullOptions {
     pub auth: Option<Credentials>,
     /// containerd's `certs.d` directory; it need not exist.
     pub hosts_dir: PathBuf,
+    /// Credentials for pulls that bring none, in the form of docker's config.json; it need not exist.
+    pub auth_file: PathBuf,
     /// What the image has to run on.
     pub platform: Platform,
     /// Layers downloaded and unpacked at a time.
@@ -56,6 +58,7 @@ impl Default for PullOptions {
         Self {
             auth: None,
             hosts_dir: PathBuf::from("/etc/containerd/certs.d"),
+            auth_file: PathBuf::new(),
             platform: Platform::host(),
             max_parallel: 4,
             progress_timeout: Duration::from_secs(300),
@@ -71,8 +74,8 @@ impl Store {
     /// A pull of the same reference with the same credentials that is under way is joined.
     ///
     /// Cancel safety: when all that wait for it are dropped, the pull ends; nothing of it is visible, and
-    /// its unfinished layers are deleted in the background. Layers that were complete stay until the next
-    /// removal or restart, so that another try is shorter.
+    /// its unfinished layers are deleted in the background. What was received of them stays for a day, and
+    /// layers that were complete for an hour at least, so that another try is shorter, also after a restart.
     ///
     /// # Errors
     /// [`PullError`], whose [`PullError::kind`] tells what a client needs to tell apart.
@@ -122,7 +125,8 @@ async fn run(
     progress: watch::Sender<PullProgress>,
 ) -> Result<Arc<Image>, PullError> {
     let place = Place(reference.to_string());
-    let registry = Registry::open(&reference, &options.hosts_dir, options.auth, options.progress_timeout)
+    let access = Access { hosts_dir: &options.hosts_dir, auth_file: &options.auth_file };
+    let registry = Registry::open(&reference, access, options.auth, options.progress_timeout)
         .map_err(|e| place.registry(e))?;
     let (top, document) = match reference.digest() {
         Some(digest) => (digest, None),

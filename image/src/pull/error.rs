@@ -148,10 +148,12 @@ impl PullError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Registry { source, .. } => match (source, source.last_answer()) {
-                (RegistryError::Hosts(_), _) | (_, None) => ErrorKind::Configuration,
+                (RegistryError::Hosts(_) | RegistryError::AuthFile(_), _) | (_, None) => {
+                    ErrorKind::Configuration
+                }
                 (_, Some(Answer::NotFound)) => ErrorKind::NotFound,
                 (_, Some(Answer::Denied)) => ErrorKind::Unauthorized,
-                (_, Some(Answer::Unavailable | Answer::Unreachable | Answer::Silent)) => {
+                (_, Some(Answer::Unavailable | Answer::Unreachable | Answer::Broken | Answer::Silent)) => {
                     ErrorKind::RegistryUnavailable
                 }
                 (_, Some(Answer::WrongDigest)) => ErrorKind::DigestMismatch,

@@ -4,8 +4,9 @@
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 
@@ -92,14 +93,7 @@ impl Inner {
 
     /// The lock under which one layer is unpacked. A waiter finds the layer there afterwards.
     pub(crate) fn layer_lock(&self, chain: Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.layer_locks.lock().unwrap_or_else(PoisonError::into_inner);
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = locks.get(&chain).and_then(std::sync::Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::new(tokio::sync::Mutex::new(()));
-        locks.insert(chain, Arc::downgrade(&lock));
-        lock
+        self.layer_locks.of(chain)
     }
 
     /// Bytes and inodes of a layer that is there.
@@ -119,18 +113,23 @@ impl Inner {
         usage: (u64, u64),
     ) -> Result<(), StoreError> {
         let path = self.layer_path(&chain);
+        if self.read().layers.contains_key(&chain) {
+            return Ok(());
+        }
+        self.note_fresh(chain, usage)?;
         let mut state = self.write();
         if state.layers.contains_key(&chain) {
             return Ok(());
         }
         std::fs::rename(&staging.path, &path).map_err(StoreError::io("commit layer", &path))?;
         state.layers.insert(chain, usage);
+        state.fresh.insert(chain, Instant::now());
         Ok(())
     }
 
     /// Moves garbage layers aside in one step each, then deletes them in the background.
     pub(super) fn sweep(self: &Arc<Self>) {
-        let mut moved = Vec::new();
+        let (mut moved, mut gone) = (Vec::new(), Vec::new());
         {
             let mut state = self.write();
             for chain in state.garbage() {
@@ -144,8 +143,10 @@ impl Inner {
                     }
                 }
                 state.layers.remove(&chain);
+                gone.push(chain);
             }
         }
+        self.settle_fresh(gone.into_iter());
         self.delete_later(moved);
     }
 
