@@ -6,6 +6,7 @@
 //! root/images/<config hex>.json    one record an image; written last, so it names only what is whole
 //! root/blobs/<hex>                 configs and manifests as they came
 //! root/layers/<name>/              one overlayfs diff directory a layer, named after its chain id
+//! root/splits/<name>.zst           what a layer's archive has beside the content of its files (unpack/split.rs)
 //! root/containers/<id>/            upper, work, volumes, and the lease on the layers below
 //! root/staging/                    anything unfinished or being deleted; emptied at open
 //! root/downloads/<hex>             what has arrived of a layer that is not in place yet
@@ -24,6 +25,7 @@ mod index;
 mod layers;
 mod load;
 mod locks;
+mod mend;
 mod publish;
 mod record;
 
@@ -34,8 +36,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 pub(crate) use downloads::Kept;
 use index::State;
-pub(crate) use layers::Staging;
+pub(crate) use layers::{Lease, Staging};
 use locks::Locks;
+pub(crate) use mend::mend;
 pub(crate) use publish::NewImage;
 pub use record::{Image, Layer};
 
@@ -132,6 +135,9 @@ pub enum StoreError {
     /// `sha256:` and something that is no digest.
     #[error("image id")]
     Digest(#[from] DigestError),
+    /// There is no such image.
+    #[error("no image {0:?} in the store")]
+    Missing(String),
     /// The image was removed meanwhile.
     #[error("image {0} is not in the store")]
     Gone(Digest),
@@ -292,6 +298,16 @@ impl Inner {
     /// The image that a normalised tag or repo digest points to.
     pub(crate) fn named(&self, name: &str) -> Option<Arc<Image>> {
         self.read().named(name)
+    }
+
+    /// A config or manifest, whose digest is right.
+    pub(crate) fn document(&self, digest: Digest) -> io::Result<Vec<u8>> {
+        let bytes = std::fs::read(self.root.join("blobs").join(digest.hex()))?;
+        let found = Digest::of(&bytes);
+        if found == digest {
+            return Ok(bytes);
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has digest {found}")))
     }
 
     pub(crate) fn options(&self) -> &StoreOptions {

@@ -6,6 +6,7 @@ use crate::config::{ConfigError, ParsedConfig};
 use crate::digest::Digest;
 use crate::document::{Descriptor, DocumentError};
 use crate::platform::Platform;
+use crate::policy::PolicyError;
 use crate::registry::{Answer, RegistryError};
 use crate::store::StoreError;
 use crate::unpack::UnpackError;
@@ -31,6 +32,8 @@ pub enum ErrorKind {
     Configuration,
     /// The image or the registry's answer is malformed or not supported.
     Malformed,
+    /// The operator's policy refuses the image, or cannot be read.
+    Policy,
     /// This host's disk or store failed.
     Storage,
 }
@@ -46,6 +49,15 @@ pub enum PullError {
         /// Which thing, and every endpoint's answer.
         #[source]
         source: RegistryError,
+    },
+    /// The operator's policy does not let it be used.
+    #[error("pull {reference}: policy")]
+    Policy {
+        /// What was pulled.
+        reference: String,
+        /// Why.
+        #[source]
+        source: PolicyError,
     },
     /// A manifest or index cannot be used.
     #[error("pull {reference}: manifest {digest}")]
@@ -159,6 +171,7 @@ impl PullError {
                 (_, Some(Answer::WrongDigest)) => ErrorKind::DigestMismatch,
                 (_, Some(Answer::Invalid | Answer::BadRequest)) => ErrorKind::Malformed,
             },
+            Self::Policy { .. } => ErrorKind::Policy,
             Self::NoPlatform { .. } | Self::WrongPlatform { .. } => ErrorKind::NoPlatform,
             Self::Document { source: DocumentError::TooBig(_) | DocumentError::TooManyLayers(_), .. } => {
                 ErrorKind::TooBig
@@ -175,6 +188,25 @@ impl PullError {
             },
             Self::Merge { source, .. } if source.kind() == io::ErrorKind::InvalidData => ErrorKind::Malformed,
             Self::Merge { .. } | Self::Store { .. } => ErrorKind::Storage,
+        }
+    }
+
+    /// Whether the same pull may succeed later, so that what it has is worth keeping.
+    pub(super) fn may_pass(&self) -> bool {
+        let is_full = |e: &io::Error| {
+            use io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
+            matches!(e.kind(), StorageFull | QuotaExceeded | OutOfMemory)
+        };
+        match self {
+            Self::Registry { .. } => self.kind() == ErrorKind::RegistryUnavailable,
+            Self::Layer { source, .. } => match &**source {
+                UnpackError::Input(_) => true,
+                UnpackError::Apply(crate::unpack::ApplyError::Io { source, .. }) => is_full(source),
+                _ => false,
+            },
+            Self::Merge { source, .. } => is_full(source),
+            Self::Store { .. } => true,
+            _ => false,
         }
     }
 
@@ -197,6 +229,10 @@ pub(super) struct Place(pub(super) String);
 impl Place {
     pub(super) fn registry(&self, source: RegistryError) -> PullError {
         PullError::Registry { reference: self.0.clone(), source }
+    }
+
+    pub(super) fn policy(&self, source: PolicyError) -> PullError {
+        PullError::Policy { reference: self.0.clone(), source }
     }
 
     pub(super) fn store(&self, source: StoreError) -> PullError {

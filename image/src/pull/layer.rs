@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,18 +13,18 @@ use super::{Pull, PullError};
 use crate::digest::Digest;
 use crate::document::Descriptor;
 use crate::rooted::open_dir;
-use crate::store::{BUDGET, Inner, Kept, Layer, Staging, blocking};
-use crate::unpack::{Expected, Limits, UnpackError, Unpacked, inherit, unpack};
+use crate::store::{BUDGET, Inner, Kept, Layer, Staging, StoreError, blocking};
+use crate::unpack::{Expected, Limits, UnpackError, Unpacked, inherit, unpack_recording};
 
 /// What one layer needs to know.
-pub(super) struct LayerJob<'a> {
-    pub(super) index: usize,
-    pub(super) blob: &'a Descriptor,
-    pub(super) diff_id: Digest,
+pub(crate) struct LayerJob<'a> {
+    pub(crate) index: usize,
+    pub(crate) blob: &'a Descriptor,
+    pub(crate) diff_id: Digest,
     /// Chain ids of the whole image.
-    pub(super) chains: &'a [Digest],
+    pub(crate) chains: &'a [Digest],
     /// Tells when the layer below is in place.
-    pub(super) below: Option<oneshot::Receiver<()>>,
+    pub(crate) below: Option<oneshot::Receiver<()>>,
 }
 
 impl Pull {
@@ -39,21 +40,25 @@ impl Pull {
         let chain = job.chains[job.index];
         let lock = self.inner.layer_lock(chain);
         let _unpacking = lock.lock().await;
-        let usage = match self.inner.layer(&chain) {
-            Some(usage) => {
+        let fetched = match self.inner.layer(&chain) {
+            Some(_) => None,
+            None => Some(self.download(&job).await?),
+        };
+        // Also for a layer that is there: what a pull left behind need not stand on anything.
+        if let Some(below) = job.below
+            && below.await.is_err()
+        {
+            // The layer below failed. Its error ends the pull; this one has nothing to add.
+            std::future::pending::<()>().await;
+        }
+        let usage = match (fetched, self.inner.layer(&chain)) {
+            (Some(fetched), _) => self.commit(job.blob.digest, job.chains, job.index, fetched).await?,
+            (None, Some(usage)) => {
                 self.progress.send_modify(|p| p.set(job.index, LayerState::Present, 0));
                 usage
             }
-            None => {
-                let (staging, unpacked) = self.download(&job).await?;
-                if let Some(below) = job.below
-                    && below.await.is_err()
-                {
-                    // The layer below failed. Its error ends the pull; this one has nothing to add.
-                    std::future::pending::<()>().await;
-                }
-                self.commit(job.blob.digest, job.chains, job.index, (staging, unpacked)).await?
-            }
+            // The lease keeps it, so only another store's process can have taken it.
+            (None, None) => return Err(self.place.store(StoreError::Gone(chain))),
         };
         // Nobody above may be left; that is fine.
         let _ = done.send(());
@@ -64,7 +69,7 @@ impl Pull {
 
     /// One at a time for each blob. What is kept of it is used first, and was there for nothing if the
     /// digest does not match in the end.
-    async fn download(&self, job: &LayerJob<'_>) -> Result<(Arc<Staging>, Unpacked), PullError> {
+    pub(crate) async fn download(&self, job: &LayerJob<'_>) -> Result<(Arc<Staging>, Unpacked), PullError> {
         let digest = job.blob.digest;
         let lock = self.inner.blob_lock(digest);
         let only = Arc::new(lock.lock_owned().await);
@@ -101,8 +106,10 @@ impl Pull {
         let unpacking = blocking(move || {
             let _only = only;
             let dir = open_dir(target.path()).map_err(UnpackError::Input)?;
+            let recorder = target.recorder();
             let rest = Feed { queue, current: Bytes::new(), room: None, ended: false };
-            unpack(kept.reader(rest).map_err(UnpackError::Input)?, expected, dir.as_fd(), limits)
+            let input = kept.reader(rest).map_err(UnpackError::Input)?;
+            unpack_recording(input, expected, dir.as_fd(), limits, recorder)
         });
         let fed = self.feed(job, have, feed);
         let (fed, unpacked) = futures_util::future::join(fed, unpacking).await;
@@ -148,13 +155,12 @@ impl Pull {
     ) -> Result<(u64, u64), PullError> {
         let inner = self.inner.clone();
         let chains = chains[..=index].to_vec();
-        let usage = (unpacked.bytes, unpacked.inodes);
         let committed = blocking(move || {
             settle(&inner, &staging, &chains, &unpacked)
-                .map(|()| inner.commit_layer(&staging, chains[index], usage))
+                .map(|()| inner.commit_layer(&staging, chains[index], &unpacked))
         });
         let committed = committed.await.map_err(|e| self.place.store(e))?;
-        committed.map_err(|e| self.place.merge(blob, e))?.map_err(|e| self.place.store(e))?;
+        let usage = committed.map_err(|e| self.place.merge(blob, e))?.map_err(|e| self.place.store(e))?;
         self.inner.forget_kept(blob);
         self.progress.send_modify(|p| p.set(index, LayerState::Done, 0));
         Ok(usage)
@@ -178,10 +184,12 @@ pub(crate) fn settle(
         return Ok(());
     }
     let below = &chains[..chains.len() - 1];
-    let lowers =
-        below.iter().rev().map(|c| open_dir(&inner.layer_path(c))).collect::<io::Result<Vec<_>>>()?;
+    let open = |path: &Path| {
+        open_dir(path).map_err(|e| io::Error::new(e.kind(), format!("open {}: {e}", path.display())))
+    };
+    let lowers = below.iter().rev().map(|c| open(&inner.layer_path(c))).collect::<io::Result<Vec<_>>>()?;
     let lowers: Vec<_> = lowers.iter().map(AsFd::as_fd).collect();
-    inherit(open_dir(staging.path())?.as_fd(), &lowers, &unpacked.implicit)
+    inherit(open(staging.path())?.as_fd(), &lowers, &unpacked.implicit)
 }
 
 /// Whether the bytes were not the ones that were asked for.

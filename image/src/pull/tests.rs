@@ -11,6 +11,7 @@ use crate::fixture::{
     zstd_layer,
 };
 
+mod hostile;
 mod resume;
 
 struct Bench {

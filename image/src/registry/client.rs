@@ -52,6 +52,16 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// Whether everybody who was asked has no such thing.
+    pub(crate) fn is_not_found(&self) -> bool {
+        match self {
+            Self::Endpoints { attempts, .. } => {
+                !attempts.is_empty() && attempts.iter().all(|attempt| attempt.kind == Answer::NotFound)
+            }
+            _ => false,
+        }
+    }
+
     /// The last answer: the registry itself comes after its mirrors. `None` if nobody could be asked.
     pub(crate) fn last_answer(&self) -> Option<Answer> {
         match self {

@@ -68,8 +68,7 @@ impl Inner {
     pub(crate) fn expire_kept(&self) {
         expire(&self.root, |digest| {
             let lock = self.blob_lock(digest);
-            let free = lock.try_lock().is_ok();
-            free
+            lock.try_lock().is_ok()
         });
     }
 

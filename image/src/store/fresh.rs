@@ -6,6 +6,7 @@
 //! the layer is deleted as every other stray.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,14 @@ impl Inner {
             // A note that stays says of a layer that is named what is so anyway.
             let _ = std::fs::remove_file(path(&self.root, &chain));
         }
+    }
+}
+
+impl Inner {
+    /// No pull will come back for these layers: the image that they were fetched for cannot be used.
+    pub(crate) fn discard_fresh(self: &Arc<Self>, chains: &[Digest]) {
+        self.settle_fresh(chains.iter().copied());
+        self.sweep();
     }
 }
 

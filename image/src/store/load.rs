@@ -39,7 +39,7 @@ pub(super) fn make_directories(root: &Path) -> Result<(), StoreError> {
     };
     // Layers hold set-user-id programs: nobody but root gets in.
     make(root, 0o700)?;
-    for name in ["images", "blobs", "layers", "staging", "containers", "downloads", "fresh"] {
+    for name in ["images", "blobs", "layers", "staging", "containers", "downloads", "fresh", "splits"] {
         make(&root.join(name), 0o700)?;
     }
     make(&root.join("empty"), 0o755)
@@ -175,6 +175,11 @@ fn sweep_strays(root: &Path, state: &mut State) -> Result<(), StoreError> {
     for name in names(&root.join("layers"))? {
         if !layers.contains(&name) {
             delete(&root.join("layers").join(name));
+        }
+    }
+    for name in names(&root.join("splits"))? {
+        if !name.strip_suffix(".zst").is_some_and(|name| layers.contains(name)) {
+            delete(&root.join("splits").join(name));
         }
     }
     // The blobs of records that cannot be read stay with them.
