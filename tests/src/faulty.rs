@@ -32,6 +32,8 @@ pub struct Layer {
 
 #[derive(Debug, Default)]
 struct State {
+    /// How often counting has begun; what was being sent before that ends.
+    epoch: u64,
     /// Bytes of layers that were sent.
     sent: u64,
     /// No more than so many in all.
@@ -136,6 +138,7 @@ impl Faulty {
     /// Begins to count anew, and sends no more than `limit` bytes of layers from now on.
     pub fn begin(&self, limit: Option<u64>) {
         let mut state = self.shared.lock();
+        state.epoch += 1;
         (state.sent, state.limit) = (0, limit);
         state.asked.clear();
         drop(state);
@@ -213,14 +216,14 @@ impl Shared {
 
     /// Sends a layer, as far as that is allowed now.
     fn send(&self, out: &mut TcpStream, layer: &Layer, body: &[u8], from: u64) -> io::Result<()> {
-        let cut = {
+        let (cut, epoch) = {
             let mut state = self.lock();
             state.asked.push((layer.hex.clone(), from));
-            state.cuts.as_mut().map(|random| random.below(body.len().max(1)))
+            (state.cuts.as_mut().map(|random| random.below(body.len().max(1))), state.epoch)
         };
         let mut rest = &body[..cut.unwrap_or(body.len())];
         while !rest.is_empty() {
-            let allowed = self.take(rest.len().min(PIECE));
+            let allowed = self.take(rest.len().min(PIECE), epoch)?;
             out.write_all(&rest[..allowed])?;
             rest = &rest[allowed..];
         }
@@ -228,14 +231,17 @@ impl Shared {
     }
 
     /// Waits until something may be sent, and counts it.
-    fn take(&self, wanted: usize) -> usize {
+    fn take(&self, wanted: usize, epoch: u64) -> io::Result<usize> {
         let mut state = self.lock();
         loop {
+            if state.epoch != epoch {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
             let room = state.limit.map_or(u64::MAX, |limit| limit.saturating_sub(state.sent));
             let allowed = wanted.min(usize::try_from(room).unwrap_or(usize::MAX));
             if allowed > 0 {
                 state.sent += allowed as u64;
-                return allowed;
+                return Ok(allowed);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
