@@ -27,6 +27,8 @@ mod hostile_accounts;
 mod hostile_proc;
 mod ids;
 mod interactive;
+mod image_crashes;
+mod image_files;
 mod limits;
 mod log_paths;
 mod logs;
@@ -102,6 +104,8 @@ fn main() -> ExitCode {
         resources::CASES,
         reports::CASES,
         pulls::CASES,
+        image_crashes::CASES,
+        image_files::CASES,
         pairs::CASES,
         restart::CASES,
         seccomp::CASES,
