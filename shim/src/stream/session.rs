@@ -52,7 +52,7 @@ pub(super) async fn run(
     let out = Outbox::new(Box::new(write), tunnel, activity.clone());
     let intake = Intake::new(Box::new(read), activity.clone());
     let upgraded = match agreed {
-        Agreed::Spdy(_) => Upgraded::Spdy(Connection::new(Source::Plain(intake), out.clone())),
+        Agreed::Spdy(_) => Upgraded::Spdy(Box::new(Connection::new(Source::Plain(intake), out.clone()))),
         Agreed::WebSocket { .. } => Upgraded::WebSocket(WebSocket::new(intake, out.clone())),
     };
     let given_up = async {
@@ -64,7 +64,7 @@ pub(super) async fn run(
     match asked {
         Asked::PortForward(request) => {
             let connection = match upgraded {
-                Upgraded::Spdy(connection) => connection,
+                Upgraded::Spdy(connection) => *connection,
                 Upgraded::WebSocket(socket) => Connection::new(Source::Tunnel(socket), out.clone()),
             };
             let served = port_forward(node, &request.pod_sandbox_id, connection, &out, &peer);

@@ -55,7 +55,7 @@ fn default_paths(security: &mut cri::LinuxContainerSecurityContext) {
 }
 
 /// Only the kernel's own rules: no profile stands in front of them.
-fn unconfined(security: &mut cri::LinuxContainerSecurityContext) {
+pub(crate) fn unconfined(security: &mut cri::LinuxContainerSecurityContext) {
     let profile_type = ProfileType::Unconfined.into();
     security.apparmor = Some(cri::SecurityProfile { profile_type, ..Default::default() });
 }

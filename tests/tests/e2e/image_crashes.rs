@@ -11,7 +11,7 @@ use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::image;
 use crisp_tests::faulty::Faulty;
 use crisp_tests::node::Node;
-use crisp_tests::random::{Random, rounds};
+use crisp_tests::random::Random;
 use crisp_tests::{command, place, wait};
 
 use crate::case::Case;
@@ -111,7 +111,7 @@ fn killed_at_a_byte(node: &mut Node) -> Result<()> {
     let root = fresh_root()?;
     with_root(node, root.path(), |node| {
         let mut random = Random::announced("t15_a_pull_goes_on_where_a_killed_daemon_left_it");
-        for round in 0..rounds(6) {
+        for round in 0..place::rounds(6, 6) {
             let registry = Faulty::serve(&mut random, &SIZES)?;
             registry.announce(&node.registry_hosts())?;
             let total = registry.total();
@@ -154,7 +154,7 @@ fn killed_at_any_moment(node: &mut Node) -> Result<()> {
     let root = fresh_root()?;
     with_root(node, root.path(), |node| {
         let mut random = Random::announced("t15_kill_at_any_moment_leaves_all_or_nothing");
-        for _ in 0..rounds(6) {
+        for _ in 0..place::rounds(6, 6) {
             let registry = Faulty::serve(&mut random, &SIZES)?;
             registry.announce(&node.registry_hosts())?;
             // While bytes come, or at one of the steps that follow when all have come.
@@ -247,7 +247,7 @@ fn connections_cut(node: &mut Node) -> Result<()> {
     let root = fresh_root()?;
     with_root(node, root.path(), |node| {
         let mut random = Random::announced("i05_a_registry_that_hangs_up_anywhere_delivers_in_the_end");
-        for _ in 0..rounds(4) {
+        for _ in 0..place::rounds(4, 4) {
             let registry = Faulty::serve(&mut random, &SIZES)?;
             registry.announce(&node.registry_hosts())?;
             registry.begin(None);

@@ -13,6 +13,7 @@ use crisp_tests::node::{Node, Pod};
 use crisp_tests::untouched;
 
 use crate::case::Case;
+use crate::hostile_proc::unconfined;
 use crate::userns;
 
 /// The tests of this file.
@@ -83,6 +84,7 @@ impl Attacker {
     fn container(&self, name: &str, command: &[&str]) -> cri::ContainerConfig {
         secured(name, "python:3.9", command, |security| {
             security.namespace_options = Some(self.options());
+            unconfined(security);
             let add_capabilities = if self.capable { words(&["ALL"]) } else { Vec::new() };
             security.capabilities = Some(cri::Capability { add_capabilities, ..Default::default() });
         })

@@ -5,15 +5,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
-use crisp_proto::runtime::v1 as cri;
 use crisp_tests::build::{Build, Tar};
-use crisp_tests::cri::{bind, container_config};
+use crisp_tests::cri::{bind, secured};
 use crisp_tests::flipper;
 use crisp_tests::node::{Node, Pod};
 use crisp_tests::untouched::{self, tree};
 use crisp_tests::wait;
 
 use crate::case::Case;
+use crate::hostile_proc::unconfined;
 
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[Case {
@@ -130,7 +130,8 @@ fn overwritten(node: &mut Node) -> Result<()> {
 /// As the container's first process: it is not started, or it is one program of the container that ends badly.
 fn started(node: &Node, pod: &Pod, number: usize) -> Result<()> {
     for tty in [false, true] {
-        let mut config = container_config(&format!("started-{number}-{tty}"), NAME, &["/bin/sh", "-c", ":"]);
+        let mut config =
+            secured(&format!("started-{number}-{tty}"), NAME, &["/bin/sh", "-c", ":"], unconfined);
         config.tty = tty;
         let id = node.cri().create(&pod.id, &config, &pod.config)?;
         let waits = node.cri().start(&id).is_ok() && tty && number == INTERPRETERS.len() - 1;
@@ -151,7 +152,7 @@ fn executed(node: &Node, pod: &Pod, number: usize) -> Result<()> {
     let report = node.folder().join(format!("report-{number}"));
     fs::create_dir(&report)?;
     let name = format!("executed-{number}");
-    let mut config = container_config(&name, NAME, &["python3", "-c", ATTACK]);
+    let mut config = secured(&name, NAME, &["python3", "-c", ATTACK], unconfined);
     config.mounts = vec![bind(&report, "/report")];
     let id = node.launch_as(pod, &config)?;
     crate::logs::wait_for_lines(node, &id, 1)?;
@@ -171,7 +172,7 @@ fn executed(node: &Node, pod: &Pod, number: usize) -> Result<()> {
 
 /// As the first process of a container, waiting for its terminal: this time nothing depends on luck.
 fn held(node: &Node, pod: &Pod) -> Result<()> {
-    let mut config = container_config("held", NAME, &["/bin/sh"]);
+    let mut config = secured("held", NAME, &["/bin/sh"], unconfined);
     config.tty = true;
     let id = node.launch_as(pod, &config)?;
     let lines = wait::until("the monitor's program in the container", wait::LONG, || {

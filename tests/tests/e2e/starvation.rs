@@ -133,36 +133,48 @@ fn processes(node: &mut Node) -> Result<()> {
         for pid in [NamespaceMode::Container, NamespaceMode::Pod] {
             let (pod, sibling) = with_sibling(node, "processes", pid)?;
             let before = monitor(node, &pod, &sibling)?;
-            // One process, and no more.
-            let line = "(:) && echo forked; exec sleep 3600";
-            let mut alone = userns::container("alone", &["sh", "-c", line], &options(pid))?;
-            let resources = &mut alone.linux.get_or_insert_default().resources;
-            resources.get_or_insert_default().unified.insert("pids.max".to_owned(), "1".to_owned());
-            let alone = node.launch_as(&pod, &alone)?;
-            let log = crate::logs::wait_for_lines(node, &alone, 1)?;
-            ensure!(log[0].content.contains("an't fork"), "{log:?}");
+            let limited = |name: &str, command: &[&str], most: u32| -> Result<_> {
+                let mut config = userns::container(name, command, &options(pid))?;
+                let resources = &mut config.linux.get_or_insert_default().resources;
+                resources.get_or_insert_default().unified.insert("pids.max".to_owned(), most.to_string());
+                Ok(config)
+            };
+            // One process; for a moment two where others live in the namespace that it is born into.
+            let most = if pid == NamespaceMode::Pod { 2 } else { 1 };
+            if most > 1 {
+                no_container(node, &pod, &limited("none", &["true"], 1)?)?;
+            }
+            let forks =
+                node.launch_as(&pod, &limited("forks", &["sh", "-c", "sleep 1 | sleep 1 | sleep 1"], most)?)?;
+            ensure!(node.wait_for_exit(&forks)?.exit_code != 0);
+            let log = crate::logs::read(node, &forks)?;
+            ensure!(log.iter().any(|line| line.content.contains("an't fork")), "{log:?}");
+            let alone = node.launch_as(&pod, &limited("alone", &["sleep", "3600"], most)?)?;
             no_exec(node, &alone)?;
-            // The pod itself is full.
+            // The pod itself is full. That limit is kubelet's to write.
             let folder = node.cgroup(&parent(&pod)?);
             let present = fs::read_to_string(folder.join("pids.current"))?;
             fs::write(folder.join("pids.max"), present.trim())?;
             no_exec(node, &sibling)?;
-            let late = userns::container("late", &["true"], &options(pid))?;
-            let error =
-                node.cri().create(&pod.id, &late, &pod.config).err().context("a container was made")?;
-            ensure!(error.message().contains("temporarily unavailable"), "{error:?}");
+            no_container(node, &pod, &userns::container("late", &["true"], &options(pid))?)?;
             // What was there is as it was, and ends when it is told to.
             ensure!(monitor(node, &pod, &sibling)? == before && host::lives(before));
             ensure!(read(node, &alone, "pids.current")? == "1");
             node.cri().stop(&alone, 0)?;
             ensure!(node.cri().container(&alone)?.exit_code == 137);
-            node.cri().remove(&alone)?;
-            // That made room.
-            ensure!(node.cri().exec(&sibling, &["true"]).is_ok());
+            fs::write(folder.join("pids.max"), "max")?;
+            ensure!(node.cri().exec(&sibling, &["true"])?.code == 0);
             node.end_pod(&pod)?;
         }
         Ok(())
     })
+}
+
+/// A container is not made, and the answer says why.
+fn no_container(node: &Node, pod: &Pod, config: &cri::ContainerConfig) -> Result<()> {
+    let error = node.cri().create(&pod.id, config, &pod.config).err().context("a container was made")?;
+    ensure!(error.message().contains("temporarily unavailable"), "{error:?}");
+    Ok(())
 }
 
 /// An exec fails, and says why.

@@ -34,7 +34,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "a_negative_timeout_is_refused", needs: &[], images: &["busybox"], run: negative },
     Case { name: "a_silent_monitor_holds_up_no_stop", needs: &[], images: &["busybox"], run: silent_monitor },
     Case {
-        name: "a_container_stuck_on_dead_storage_is_named_and_alone",
+        name: "x07_a_container_stuck_on_dead_storage_is_named_and_alone",
         needs: &[],
         images: &["busybox"],
         run: dead_storage,

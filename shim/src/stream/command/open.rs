@@ -39,7 +39,7 @@ impl Wanted {
 
 /// A client's connection, upgraded.
 pub(in crate::stream) enum Upgraded {
-    Spdy(Connection),
+    Spdy(Box<Connection>),
     WebSocket(WebSocket),
 }
 
@@ -61,7 +61,7 @@ pub(in crate::stream) async fn open(
             let resize = wanted.tty && matches!(version, "v3" | "v4");
             let wait = timeout(PATIENCE, streams(&mut connection, wanted, resize));
             let (ids, ended) = wait.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            let receiver = Receiver::new(Stream::Spdy { connection, ids }, ended);
+            let receiver = Receiver::new(Stream::Spdy { connection: *connection, ids }, ended);
             Ok((receiver, Sender { out, wire: Wire::Spdy(ids), wanted, json }))
         }
         Upgraded::WebSocket(socket) => {
