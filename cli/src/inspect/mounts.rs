@@ -1,6 +1,6 @@
 //! What is mounted in a container. Two containers share a mount's content if device and root within it are the same.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context, Result};
 use crisp_proto::runtime::v1 as cri;
@@ -16,6 +16,46 @@ pub(super) struct Mount {
     /// Device and root within it: the same for the same content.
     pub(super) content: String,
     pub(super) read_only: bool,
+    /// The pod asked for it; else the runtime added it.
+    pub(super) asked: bool,
+}
+
+/// A content, with who sees it where.
+#[derive(Debug)]
+pub(super) struct Content<'a> {
+    /// As the first that sees it has it.
+    pub(super) source: &'a str,
+    /// Index of a container and its mount, in the order of the containers; one may see it at several places.
+    pub(super) seen: Vec<(usize, &'a Mount)>,
+}
+
+impl<'a> Content<'a> {
+    /// The mounts of one container.
+    pub(super) fn of(&self, container: usize) -> impl Iterator<Item = &'a Mount> {
+        self.seen.iter().filter(move |(index, _)| *index == container).map(|(_, mount)| *mount)
+    }
+
+    /// How many containers see it.
+    pub(super) fn containers(&self) -> usize {
+        self.seen.iter().map(|(index, _)| index).collect::<BTreeSet<_>>().len()
+    }
+}
+
+/// Each content once: the containers' roots first, then in the order in which the first container has them.
+pub(super) fn contents<'a>(of_each: impl Iterator<Item = &'a [Mount]>) -> Vec<Content<'a>> {
+    let mut contents: Vec<(&str, Content<'_>)> = Vec::new();
+    for (index, mount) in of_each.enumerate().flat_map(|(index, all)| all.iter().map(move |one| (index, one)))
+    {
+        match contents.iter_mut().find(|(id, _)| *id == mount.content) {
+            Some((_, content)) => content.seen.push((index, mount)),
+            None => {
+                let content = Content { source: &mount.source, seen: vec![(index, mount)] };
+                contents.push((&mount.content, content));
+            }
+        }
+    }
+    contents.sort_by_key(|(_, content)| !content.seen.iter().any(|(_, mount)| mount.target == "/"));
+    contents.into_iter().map(|(_, content)| content).collect()
 }
 
 /// Below these there are only the usual kernel file systems and masks.
@@ -57,7 +97,13 @@ fn entry(line: &str, asked: &[cri::Mount]) -> Option<Mount> {
         None => after.split(' ').next()?.to_owned(),
     };
     let read_only = options.split(',').any(|option| option == "ro");
-    Some(Mount { target, source, content: format!("{device} {}", unescape(root)), read_only })
+    Some(Mount {
+        target,
+        source,
+        content: format!("{device} {}", unescape(root)),
+        read_only,
+        asked: request.is_some(),
+    })
 }
 
 /// What a mount of a pod shows, in the words of its manifest.
@@ -102,17 +148,35 @@ mod tests {
         let requests = [asked("/vol/a b", "/data/"), asked("/x/t", "/dev/termination-log")];
         let found: Vec<_> = read(text, &requests)
             .into_iter()
-            .map(|m| format!("{} {} {} {}", m.target, m.source, m.content, m.read_only))
+            .map(|m| format!("{} {} {} {} {}", m.target, m.source, m.content, m.read_only, m.asked))
             .collect();
         assert_eq!(
             found,
             [
-                "/ overlay 0:50 / false",
-                "/dev/shm tmpfs 0:53 / false",
-                "/data /vol/a b 8:1 /vol/a b true",
-                "/etc/hosts ext4 8:1 /hosts false",
-                "/dev/termination-log /x/t 8:1 /t false",
+                "/ overlay 0:50 / false false",
+                "/dev/shm tmpfs 0:53 / false false",
+                "/data /vol/a b 8:1 /vol/a b true true",
+                "/etc/hosts ext4 8:1 /hosts false false",
+                "/dev/termination-log /x/t 8:1 /t false true",
             ]
         );
+    }
+
+    #[test]
+    fn a_content_stands_once_with_all_who_see_it() {
+        let mount = |target: &str, content: &str| Mount {
+            target: target.into(),
+            source: format!("source of {content}"),
+            content: content.into(),
+            read_only: false,
+            asked: true,
+        };
+        let one = [mount("/data", "v"), mount("/", "root 1"), mount("/again", "v")];
+        let two = [mount("/", "root 2"), mount("/in", "v")];
+        let found = contents([&one[..], &two[..]].into_iter());
+        let sources: Vec<_> = found.iter().map(|content| content.source).collect();
+        assert_eq!(sources, ["source of root 1", "source of root 2", "source of v"]);
+        let targets: Vec<_> = found[2].of(0).map(|mount| mount.target.as_str()).collect();
+        assert_eq!((targets, found[2].containers()), (vec!["/data", "/again"], 2));
     }
 }

@@ -6,9 +6,11 @@
 use comfy_table::{Table, presets};
 
 use super::{
-    Container, Pod,
-    mounts::Mount,
+    cgroup,
+    facts::{Container, Pod},
+    mounts::{self, Mount},
     namespaces::{KINDS, Namespaces},
+    sharing::{self, Scope},
 };
 use crate::{target, text};
 
@@ -32,8 +34,10 @@ pub(super) fn render(pod: &Pod) -> String {
     section("NAMESPACES", KINDS.iter().map(|(kind, what)| namespace_row(pod, kind, what)).collect());
     section("CGROUP", limit_rows(pod));
     section("MOUNTS", mount_rows(&pod.containers));
+    let idle: Vec<String> = pod.idle.iter().map(|one| format!("{} {}", one.name, one.state)).collect();
+    let idle = if idle.is_empty() { String::new() } else { format!("Not running: {}.\n", idle.join(", ")) };
     format!(
-        "pod {}/{}  {}\n{}\n{}",
+        "pod {}/{}  {}\n{}\n{idle}{}",
         pod.namespace,
         pod.name,
         target::short(&pod.id),
@@ -49,7 +53,7 @@ fn namespace_row(pod: &Pod, kind: &str, what: &str) -> Vec<String> {
     let all: Vec<u64> = pod.containers.iter().map(|container| number(&container.namespaces)).collect();
     let mut row = vec![format!("  {kind}"), "H".to_owned()];
     row.extend(letters(host, &all));
-    row.push(format!("{}: {what}", sharing(host, &all)));
+    row.push(format!("{}: {what}", words(sharing::scope(pod, kind), all.len())));
     row
 }
 
@@ -80,18 +84,15 @@ fn letter(index: usize) -> String {
     }
 }
 
-fn sharing(host: u64, all: &[u64]) -> &'static str {
-    let distinct: std::collections::BTreeSet<_> = all.iter().collect();
-    if all.iter().all(|number| *number == host) {
-        "the host's"
-    } else if all.len() == 1 {
-        "not the host's"
-    } else if distinct.len() == 1 {
-        "shared by all"
-    } else if distinct.len() == all.len() && !distinct.contains(&host) {
-        "one each"
-    } else {
-        "shared by some"
+fn words(scope: Option<Scope>, containers: usize) -> &'static str {
+    match (scope, containers) {
+        (Some(Scope::Host), _) => "the host's",
+        (Some(Scope::Pod), 1) => "the pod's",
+        (Some(Scope::Pod), _) => "shared by all",
+        (Some(Scope::Own), 1) => "its own",
+        (Some(Scope::Own), _) => "one each",
+        (Some(Scope::Mixed), _) => "shared by some",
+        (None, _) => "not known",
     }
 }
 
@@ -104,7 +105,7 @@ fn limit_rows(pod: &Pod) -> Vec<Vec<String>> {
     };
     let plain = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
     vec![
-        row("cpu.max", &|c| c.cgroup.cpu_max.as_deref().map_or("-".to_owned(), cpus)),
+        row("cpu.max", &|c| c.cgroup.cpu_max.as_deref().map_or("-".to_owned(), cgroup::cpus)),
         row("cpu.weight", &|c| plain(&c.cgroup.cpu_weight)),
         row("memory.max", &|c| {
             with_usage(c.cgroup.memory_max.as_deref(), c.cgroup.memory_current.as_deref(), &|count| {
@@ -119,15 +120,6 @@ fn limit_rows(pod: &Pod) -> Vec<Vec<String>> {
     ]
 }
 
-/// `20000 100000` -> `0.2 CPUs`.
-fn cpus(value: &str) -> String {
-    let parts: Vec<Option<f64>> = value.split(' ').map(|part| part.parse().ok()).collect();
-    match parts[..] {
-        [Some(quota), Some(period)] if period > 0.0 => format!("{} CPUs", quota / period),
-        _ => "max".to_owned(),
-    }
-}
-
 fn with_usage(limit: Option<&str>, usage: Option<&str>, show: &dyn Fn(u64) -> String) -> String {
     let number = |value: &str| value.parse().map_or_else(|_| value.to_owned(), show);
     match (limit, usage) {
@@ -137,33 +129,20 @@ fn with_usage(limit: Option<&str>, usage: Option<&str>, show: &dyn Fn(u64) -> St
     }
 }
 
-/// One row for each content: the containers' roots first, then in the order in which the first container has them.
+/// One row for each content.
 fn mount_rows(containers: &[Container]) -> Vec<Vec<String>> {
-    let mut contents: Vec<(&str, &str)> = Vec::new();
-    for mount in containers.iter().flat_map(|container| &container.mounts) {
-        if !contents.iter().any(|(content, _)| *content == mount.content) {
-            contents.push((&mount.content, &mount.source));
-        }
-    }
-    let is_root = |content: &str| {
-        containers.iter().flat_map(|c| &c.mounts).any(|mount| mount.content == content && mount.target == "/")
-    };
-    contents.sort_by_key(|(content, _)| !is_root(content));
-    contents
-        .into_iter()
-        .map(|(content, source)| {
-            let cells: Vec<String> = containers.iter().map(|container| targets(container, content)).collect();
-            let seen = cells.iter().filter(|cell| !cell.is_empty()).count();
-            let mut row = vec![format!("  {}", shortened(source)), String::new()];
-            row.extend(cells);
-            row.push(match seen {
-                1 => String::new(),
-                all if all == containers.len() => "shared by all".to_owned(),
-                _ => "shared by some".to_owned(),
-            });
-            row
-        })
-        .collect()
+    let all = mounts::contents(containers.iter().map(|container| &container.mounts[..]));
+    let rows = all.into_iter().map(|content| {
+        let mut row = vec![format!("  {}", shortened(content.source)), String::new()];
+        row.extend((0..containers.len()).map(|index| targets(content.of(index))));
+        row.push(match content.containers() {
+            1 => String::new(),
+            all if all == containers.len() => "shared by all".to_owned(),
+            _ => "shared by some".to_owned(),
+        });
+        row
+    });
+    rows.collect()
 }
 
 /// Longest source that is shown whole, in characters.
@@ -179,69 +158,19 @@ fn shortened(source: &str) -> String {
     format!("…{}", end.find('/').map_or(end.as_str(), |at| &end[at..]))
 }
 
-fn targets(container: &Container, content: &str) -> String {
+fn targets<'a>(mounts: impl Iterator<Item = &'a Mount>) -> String {
     let shown = |mount: &Mount| format!("{}{}", mount.target, if mount.read_only { " (ro)" } else { "" });
-    let all: Vec<String> =
-        container.mounts.iter().filter(|mount| mount.content == content).map(shown).collect();
-    all.join(", ")
+    mounts.map(shown).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{super::cgroup::Cgroup, *};
-
-    fn namespaces(numbers: [u64; 7]) -> Namespaces {
-        KINDS.iter().map(|(kind, _)| (*kind).to_owned()).zip(numbers).collect()
-    }
-
-    fn mount(target: &str, source: &str, content: &str, read_only: bool) -> Mount {
-        Mount { target: target.into(), source: source.into(), content: content.into(), read_only }
-    }
-
-    fn pod() -> Pod {
-        let limits = |cpu: &str, memory: &str| Cgroup {
-            path: "/crisp/x".into(),
-            cpu_max: Some(cpu.into()),
-            cpu_weight: Some("100".into()),
-            memory_max: Some(memory.into()),
-            memory_current: Some("1572864".into()),
-            pids_max: None,
-            pids_current: None,
-        };
-        let container = |name: &str, numbers, cgroup, mounts| Container {
-            name: name.into(),
-            id: name.into(),
-            pid: 1,
-            namespaces: namespaces(numbers),
-            cgroup,
-            mounts,
-        };
-        Pod {
-            namespace: "default".into(),
-            name: "demo".into(),
-            id: "0123456789abcdef".into(),
-            host: namespaces([1, 2, 3, 4, 5, 6, 7]),
-            containers: vec![
-                container(
-                    "main",
-                    [11, 12, 13, 14, 15, 16, 7],
-                    limits("20000 100000", "67108864"),
-                    vec![mount("/", "overlay", "0:1 /", false), mount("/data", "/v", "8:1 /v", false)],
-                ),
-                container(
-                    "helper",
-                    [11, 12, 13, 24, 25, 26, 7],
-                    limits("max 100000", "max"),
-                    vec![mount("/", "overlay", "0:2 /", true), mount("/in", "/v", "8:1 /v", true)],
-                ),
-            ],
-        }
-    }
+    use super::{super::samples, *};
 
     #[test]
     fn what_is_shared_stands_side_by_side() {
         let expected = include_str!("../../tests/data/inspect.txt");
-        let shown = render(&pod());
+        let shown = render(&samples::two_containers());
         assert!(shown == expected, "{shown}");
     }
 
@@ -257,17 +186,10 @@ mod tests {
     fn letters_name_namespaces() {
         assert_eq!(letters(1, &[5, 1, 6, 5]), ["A", "H", "B", "A"]);
         assert_eq!((letter(6), letter(7), letter(25)), ("G".into(), "I".into(), "A1".into()));
-        assert_eq!(sharing(1, &[1, 1]), "the host's");
-        assert_eq!(sharing(1, &[2, 2]), "shared by all");
-        assert_eq!(sharing(1, &[2, 3]), "one each");
-        assert_eq!(sharing(1, &[2, 3, 2]), "shared by some");
-        assert_eq!(sharing(1, &[2, 1]), "shared by some");
-        assert_eq!(sharing(1, &[2]), "not the host's");
     }
 
     #[test]
     fn limits_are_read_as_people_read_them() {
-        assert_eq!((cpus("20000 100000"), cpus("max 100000")), ("0.2 CPUs".into(), "max".into()));
         let bytes = |count| text::bytes(count);
         assert_eq!(with_usage(Some("67108864"), Some("1572864"), &bytes), "64Mi (1.5Mi)");
         assert_eq!(with_usage(Some("max"), None, &bytes), "max");

@@ -38,6 +38,7 @@ mod network;
 mod own_processes;
 mod own_program;
 mod pairs;
+mod picture;
 mod planted;
 mod play;
 mod pod_fields;
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
         ids::CASES,
         cdi::CASES,
         pods::CASES,
+        picture::CASES,
         crictl::CASES,
         logs::CASES,
         namespaces::CASES,
