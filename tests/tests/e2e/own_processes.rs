@@ -182,7 +182,7 @@ fn sights(node: &Node, attacker: &Attacker, canary: &str) -> Result<BTreeSet<Str
     config.mounts = vec![bind(&report, "/report")];
     let id = node.launch_as(&pod, &config)?;
     crate::logs::wait_for_lines(node, &id, 1)?;
-    for round in 0..flipper::rounds() / 2 {
+    for round in 0..flipper::rounds().div_ceil(ATTACKERS.len()) {
         let shared = attacker.pid != NamespaceMode::Container;
         match round % 3 {
             1 if shared => {
