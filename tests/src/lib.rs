@@ -8,6 +8,7 @@ pub mod build;
 pub mod command;
 pub mod cri;
 pub mod dead;
+pub mod differ;
 pub mod faulty;
 pub mod flipper;
 pub mod grpc;

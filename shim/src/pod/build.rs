@@ -278,9 +278,11 @@ fn mount_shm(path: &Path, plan: &SandboxPlan) -> Result<(), RequestError> {
     let attributes = MountAttr::NOSUID | MountAttr::NODEV | MountAttr::NOEXEC;
     let (uid, gid) = root_outside(plan).unwrap_or_default();
     let [size, uid, gid] = [plan.shm_bytes, uid.into(), gid.into()].map(|number: u64| number.to_string());
-    let options = [("size", size.as_str()), ("mode", "1777"), ("uid", &uid), ("gid", &gid)];
+    // `df` in a container shows the source.
+    let options =
+        [("source", "shm"), ("size", size.as_str()), ("mode", "1777"), ("uid", &uid), ("gid", &gid)];
     // The host's root is the owner anyway: nothing is said that need not be.
-    let said = if plan.user.is_some() { options.as_slice() } else { &options[..2] };
+    let said = if plan.user.is_some() { options.as_slice() } else { &options[..3] };
     let tmpfs = mount::tmpfs(said, attributes).stage("make /dev/shm")?;
     mount::move_mount_to(tmpfs, path).stage("mount /dev/shm")
 }
