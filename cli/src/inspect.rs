@@ -1,5 +1,5 @@
-//! `crisp inspect`: how a pod is isolated. What is shown is the kernel's word (/proc), not the runtime's; only the
-//! processes to look at come from CRI, so it works against any runtime on this host.
+//! `crisp inspect`: how a pod is isolated. What is shown of that is the kernel's word (/proc), not the runtime's; only the
+//! names, and which processes to look at, come from CRI, so it works against any runtime on this host.
 //!
 //! The facts are gathered once ([`facts`]) and shown in one of three ways. Must not know how a runtime keeps its pods.
 
