@@ -1,11 +1,16 @@
-//! `crisp images` and `crisp import`; `crisp pull` is in its own file.
+//! `crisp images` and `crisp import`; what else there is about images has files of its own.
 
+mod check;
 pub(crate) mod pull;
+pub(crate) mod save;
+mod tree;
 
-use std::path::PathBuf;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use clap::Args;
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
 use crisp_proto::{admin::v1::ImportRequest, runtime::v1 as cri};
 
 use crate::{
@@ -14,13 +19,39 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
-pub(crate) struct ListArguments {
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    list: ListArguments,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the layers of images, their sizes, and which are shared
+    Tree(tree::Arguments),
+    /// Compare layers with their digests, and mend those that are damaged
+    Check(check::Arguments),
+}
+
+pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        None => list(endpoint, arguments.list).await?,
+        Some(Command::Tree(arguments)) => tree::run(endpoint, arguments).await?,
+        Some(Command::Check(arguments)) => return check::run(endpoint, arguments).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Debug, Args)]
+struct ListArguments {
     /// Print whole ids only
     #[arg(short, long)]
     quiet: bool,
 }
 
-pub(crate) async fn list(endpoint: &str, arguments: ListArguments) -> Result<()> {
+async fn list(endpoint: &str, arguments: ListArguments) -> Result<()> {
     let clients = Clients::connect(endpoint).await?;
     let request = cri::ListImagesRequest::default();
     let images = clients.image.clone().list_images(request).await.asked("list images")?.images;
@@ -58,15 +89,33 @@ fn rows(images: &[cri::Image]) -> Vec<Vec<String>> {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
-    /// A docker archive, an OCI archive or the folder of an OCI layout
-    #[arg(value_name = "FILE|DIR")]
+    /// A docker archive, an OCI archive or the folder of an OCI layout; - for an archive on standard input
+    #[arg(value_name = "FILE|DIR|-")]
     path: PathBuf,
 }
 
 pub(crate) async fn import(endpoint: &str, arguments: ImportArguments) -> Result<()> {
-    let shown = arguments.path.display();
+    if arguments.path == Path::new("-") {
+        return import_input(endpoint).await;
+    }
+    import_path(endpoint, &arguments.path).await
+}
+
+/// The daemon reads an archive more than once, so it gets a file.
+async fn import_input(endpoint: &str) -> Result<()> {
+    let input = std::io::stdin();
+    if input.is_terminal() {
+        bail!("import: standard input is a terminal");
+    }
+    let mut file = tempfile::Builder::new().prefix("crisp-import-").suffix(".tar").tempfile()?;
+    std::io::copy(&mut input.lock(), &mut file).context("import: read standard input")?;
+    import_path(endpoint, file.path()).await
+}
+
+async fn import_path(endpoint: &str, path: &Path) -> Result<()> {
+    let shown = path.display();
     // The daemon's working directory is another one.
-    let path = arguments.path.canonicalize().with_context(|| format!("import {shown}"))?;
+    let path = path.canonicalize().with_context(|| format!("import {shown}"))?;
     let path = path.to_str().with_context(|| format!("import {shown}: the path is not UTF-8"))?.to_owned();
     let clients = Clients::connect(endpoint).await?;
     let request = ImportRequest { path };

@@ -1,7 +1,8 @@
 //! The `crisp` binary: the daemon (`crisp serve`) and the commands of a person at a terminal.
 //!
 //! The commands are CRI clients like any other: they must not know what the daemon keeps where, and work against any
-//! CRI runtime, apart from `import` and the progress of `pull`, which CRI has no calls for.
+//! CRI runtime, apart from `import`, `save`, the layers of `images` and the progress of `pull`, which CRI has no calls
+//! for.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -68,8 +69,10 @@ enum Command {
     Rm(rm::Arguments),
     /// Fetch an image
     Pull(images::pull::Arguments),
-    /// List images
-    Images(images::ListArguments),
+    /// List images, show their layers, check them
+    Images(images::Arguments),
+    /// Write images to an archive that crisp, docker and others can load
+    Save(images::save::Arguments),
     /// Take images from a file or folder: a docker archive, an OCI archive or an OCI layout
     Import(images::ImportArguments),
     /// Print versions
@@ -113,7 +116,8 @@ async fn client(endpoint: &str, command: Command) -> Result<ExitCode> {
         Command::Inspect(arguments) => inspect::run(endpoint, arguments).await.map(done),
         Command::Rm(arguments) => rm::run(endpoint, arguments).await.map(done),
         Command::Pull(arguments) => images::pull::run(endpoint, arguments).await.map(done),
-        Command::Images(arguments) => images::list(endpoint, arguments).await.map(done),
+        Command::Images(arguments) => images::run(endpoint, arguments).await,
+        Command::Save(arguments) => images::save::run(endpoint, arguments).await.map(done),
         Command::Import(arguments) => images::import(endpoint, arguments).await.map(done),
         Command::Version => version::run(endpoint).await.map(done),
     }

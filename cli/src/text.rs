@@ -35,6 +35,12 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
+/// The first digits of a digest, which tell images and layers of one host apart.
+pub(crate) fn short(digest: &str) -> &str {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    hex.get(..12).unwrap_or(hex)
+}
+
 /// Columns padded to their widest cell, two blanks apart; no blanks at line ends.
 pub(crate) fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -1,12 +1,15 @@
 //! What tests of this crate build their input from: tar streams with every field under control, images,
 //! and a registry on loopback.
 
+pub(crate) mod dice;
 pub(crate) mod registry;
 
 use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Value, json};
+
+pub(crate) use dice::{Dice, dice};
 
 use crate::digest::Digest;
 

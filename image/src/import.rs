@@ -14,11 +14,12 @@ use crate::config::{ConfigError, ParsedConfig, chain_ids};
 use crate::digest::Digest;
 use crate::document::DocumentError;
 use crate::platform::Platform;
+use crate::policy::{Policy, PolicyError};
 use crate::pull::{limits, settle};
 use crate::reference::{Reference, ReferenceError};
 use crate::rooted::open_dir;
 use crate::store::{Image, Inner, Layer, NewImage, Store, StoreError, blocking};
-use crate::unpack::{ArchiveError, Expected, UnpackError, unpack};
+use crate::unpack::{ArchiveError, Expected, UnpackError, unpack_recording};
 use source::Source;
 
 /// How to import.
@@ -29,17 +30,28 @@ pub struct ImportOptions {
     /// Name for images whose archive gives only a tag, or no name at all: `docker.io/library/app`. Its
     /// tag, if it states one, is used for an image without any.
     pub name: Option<Reference>,
+    /// What images may be used, as containers-policy.json; it need not exist.
+    pub policy: PathBuf,
 }
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        Self { platform: Platform::host(), name: None }
+        Self { platform: Platform::host(), name: None, policy: PathBuf::new() }
     }
 }
 
 /// Why an archive cannot be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
+    /// The operator's policy does not let it be used.
+    #[error("import {}: policy", path.display())]
+    Policy {
+        /// The archive.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: PolicyError,
+    },
     /// The archive cannot be read.
     #[error("import {}: {name}", path.display())]
     Read {
@@ -209,12 +221,16 @@ struct Import {
 impl Import {
     fn run(&self) -> Result<Vec<Arc<Image>>, ImportError> {
         let source = Source::open(&self.path)?;
-        let candidates = if source.has("index.json") {
-            layout::candidates(self, &source)?
-        } else if source.has("manifest.json") {
-            docker::candidates(self, &source)?
-        } else {
-            return Err(ImportError::Format { path: self.path.clone() });
+        let transport = match (source.has("index.json"), source.has("manifest.json")) {
+            (true, _) => "oci",
+            (false, true) => "docker-archive",
+            (false, false) => return Err(ImportError::Format { path: self.path.clone() }),
+        };
+        Policy::for_archive(&self.options.policy, transport, &self.path)
+            .map_err(|source| ImportError::Policy { path: self.path.clone(), source })?;
+        let candidates = match transport {
+            "oci" => layout::candidates(self, &source)?,
+            _ => docker::candidates(self, &source)?,
         };
         if candidates.is_empty() {
             let wanted = self.options.platform.clone();
@@ -235,10 +251,11 @@ impl Import {
         let mut layers = Vec::new();
         let mut size = candidate.config.len() as u64;
         for (index, (name, blob)) in candidate.layers.iter().enumerate() {
-            size += match blob {
+            let more = match blob {
                 Some((_, size)) => *size,
                 None => source.size(name),
             };
+            size = size.saturating_add(more);
             let expected = Expected { blob: *blob, diff_id: parsed.diff_ids[index] };
             layers.push(self.layer(source, name, expected, &chains[..=index])?);
         }
@@ -291,12 +308,12 @@ impl Import {
                 let merge = |source| ImportError::Merge { path: path(), name: name(), source };
                 let dir = open_dir(staging.path()).map_err(merge)?;
                 let input = source.open_file(&name())?;
-                let unpacked = unpack(input, expected, dir.as_fd(), limits(&self.inner))
-                    .map_err(|source| ImportError::Layer { path: path(), name: name(), source })?;
+                let unpacked =
+                    unpack_recording(input, expected, dir.as_fd(), limits(&self.inner), staging.recorder());
+                let unpacked =
+                    unpacked.map_err(|source| ImportError::Layer { path: path(), name: name(), source })?;
                 settle(&self.inner, &staging, chains, &unpacked).map_err(merge)?;
-                let usage = (unpacked.bytes, unpacked.inodes);
-                self.inner.commit_layer(&staging, chain, usage).map_err(|e| self.store(e))?;
-                usage
+                self.inner.commit_layer(&staging, chain, &unpacked).map_err(|e| self.store(e))?
             }
         };
         let (bytes, inodes) = usage;

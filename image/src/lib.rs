@@ -15,13 +15,19 @@
 //! Everything that comes from a registry or an archive is hostile until its digest was checked, and its
 //! paths are hostile even then: see `unpack.rs` for the rules of the tar reader.
 
+mod check;
 mod config;
 mod digest;
 mod document;
+mod export;
 #[cfg(test)]
 mod fixture;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod platform;
+mod policy;
 mod pull;
 mod reference;
 mod registry;
@@ -30,14 +36,19 @@ mod snapshot;
 mod store;
 mod unpack;
 
+pub use check::{CheckedLayer, Condition};
 pub use config::{ConfigError, ImageConfig};
 pub use digest::{Digest, DigestError};
 pub use document::DocumentError;
+pub use export::ExportError;
 pub use import::{ImportError, ImportOptions};
 pub use platform::Platform;
+pub use policy::PolicyError;
 pub use pull::{ErrorKind, LayerProgress, LayerState, PullError, PullOptions, PullProgress, PullResult};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{Attempt, AuthFields, CredentialError, Credentials, HostsError, RegistryError};
+pub use registry::{
+    Attempt, AuthFields, AuthFileError, CredentialError, Credentials, HostsError, RegistryError,
+};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use store::{FsUsage, Image, Layer, Store, StoreError, StoreOptions};
 pub use unpack::{ApplyError, ArchiveError, UnpackError};

@@ -15,18 +15,18 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 pub use error::{ErrorKind, PullError};
 pub(crate) use flight::Flights;
-pub(crate) use layer::{limits, settle};
+pub(crate) use layer::{LayerJob, limits, settle};
 pub use progress::{LayerProgress, LayerState, PullProgress};
 
 use crate::config::{ParsedConfig, chain_ids};
 use crate::digest::Digest;
 use crate::document::{Descriptor, Document};
 use crate::platform::Platform;
+use crate::policy::Policy;
 use crate::reference::Reference;
-use crate::registry::{Credentials, Fetched, Registry};
-use crate::store::{Image, Inner, Layer, NewImage, Store, blocking};
+use crate::registry::{Access, Credentials, Fetched, Registry};
+use crate::store::{Image, Inner, Layer, Lease, NewImage, Store, blocking};
 use error::Place;
-use layer::LayerJob;
 
 /// An index may point to an index, but not without end.
 const NESTING_MAX: usize = 4;
@@ -41,6 +41,10 @@ pub struct PullOptions {
     pub auth: Option<Credentials>,
     /// containerd's `certs.d` directory; it need not exist.
     pub hosts_dir: PathBuf,
+    /// Credentials for pulls that bring none, in the form of docker's config.json; it need not exist.
+    pub auth_file: PathBuf,
+    /// What images may be used, as containers-policy.json; it need not exist.
+    pub policy: PathBuf,
     /// What the image has to run on.
     pub platform: Platform,
     /// Layers downloaded and unpacked at a time.
@@ -56,6 +60,8 @@ impl Default for PullOptions {
         Self {
             auth: None,
             hosts_dir: PathBuf::from("/etc/containerd/certs.d"),
+            auth_file: PathBuf::new(),
+            policy: PathBuf::new(),
             platform: Platform::host(),
             max_parallel: 4,
             progress_timeout: Duration::from_secs(300),
@@ -71,8 +77,8 @@ impl Store {
     /// A pull of the same reference with the same credentials that is under way is joined.
     ///
     /// Cancel safety: when all that wait for it are dropped, the pull ends; nothing of it is visible, and
-    /// its unfinished layers are deleted in the background. Layers that were complete stay until the next
-    /// removal or restart, so that another try is shorter.
+    /// its unfinished layers are deleted in the background. What was received of them stays for a day, and
+    /// layers that were complete for an hour at least, so that another try is shorter, also after a restart.
     ///
     /// # Errors
     /// [`PullError`], whose [`PullError::kind`] tells what a client needs to tell apart.
@@ -98,8 +104,10 @@ impl Store {
     }
 }
 
+type PullOutcome = Result<Arc<Image>, PullError>;
+
 /// One pull, shared by all its layers.
-struct Pull {
+pub(crate) struct Pull {
     inner: Arc<Inner>,
     registry: Registry,
     place: Place,
@@ -122,7 +130,10 @@ async fn run(
     progress: watch::Sender<PullProgress>,
 ) -> Result<Arc<Image>, PullError> {
     let place = Place(reference.to_string());
-    let registry = Registry::open(&reference, &options.hosts_dir, options.auth, options.progress_timeout)
+    // What is refused whatever it is, is refused before anybody is asked.
+    let policy = Policy::for_reference(&options.policy, &reference).map_err(|e| place.policy(e))?;
+    let access = Access { hosts_dir: &options.hosts_dir, auth_file: &options.auth_file };
+    let registry = Registry::open(&reference, access, options.auth, options.progress_timeout)
         .map_err(|e| place.registry(e))?;
     let (top, document) = match reference.digest() {
         Some(digest) => (digest, None),
@@ -134,16 +145,42 @@ async fn run(
     };
     let permits = Semaphore::new(options.max_parallel.max(1));
     let pull = Pull { inner, registry, place, platform: options.platform, permits, progress };
-    if let Some(image) = pull.present(&reference, top).await? {
-        return Ok(image);
+    if let Some((image, lease)) = pull.present(&reference, top).await? {
+        let digests: Vec<Digest> = image.manifests().iter().copied().chain([top]).collect();
+        pull.allowed(policy.as_ref(), &reference, digests).await?;
+        return pull.name(&reference, top, image, lease).await;
     }
     let chosen = pull.choose(top, document).await?;
+    pull.allowed(policy.as_ref(), &reference, vec![top, Digest::of(&chosen.manifest)]).await?;
     pull.fetch(&reference, top, chosen).await
 }
 
 impl Pull {
+    /// For one layer of an image that is here: `reference` says where it came from.
+    pub(crate) fn again(
+        inner: &Arc<Inner>,
+        reference: &Reference,
+        options: &PullOptions,
+    ) -> Result<Self, PullError> {
+        let place = Place(reference.to_string());
+        let access = Access { hosts_dir: &options.hosts_dir, auth_file: &options.auth_file };
+        let registry = Registry::open(reference, access, options.auth.clone(), options.progress_timeout);
+        Ok(Self {
+            inner: inner.clone(),
+            registry: registry.map_err(|e| place.registry(e))?,
+            place,
+            platform: options.platform.clone(),
+            permits: Semaphore::new(1),
+            progress: watch::Sender::default(),
+        })
+    }
+
     /// The image, if what the registry names is here already.
-    async fn present(&self, reference: &Reference, top: Digest) -> Result<Option<Arc<Image>>, PullError> {
+    async fn present(
+        &self,
+        reference: &Reference,
+        top: Digest,
+    ) -> Result<Option<(Arc<Image>, Lease)>, PullError> {
         let repo_digest = reference.pinned_to(top);
         let Some(image) = self.inner.named(&repo_digest).filter(|i| self.platform.runs(&i.platform)) else {
             return Ok(None);
@@ -158,6 +195,12 @@ impl Pull {
             // A tag was resolved a moment ago with these credentials; a digest was not.
             self.registry.check(top).await.map_err(|e| self.place.registry(e))?;
         }
+        Ok(Some((image, lease)))
+    }
+
+    /// Gives an image that is here the name by which it was asked for.
+    async fn name(&self, reference: &Reference, top: Digest, image: Arc<Image>, lease: Lease) -> PullOutcome {
+        let repo_digest = reference.pinned_to(top);
         self.progress.send_replace(PullProgress::present(&image));
         let (inner, tag) = (self.inner.clone(), reference.tagged());
         let named = blocking(move || {
@@ -165,7 +208,20 @@ impl Pull {
             drop(lease);
             named
         });
-        Ok(Some(named.await.and_then(|named| named).map_err(|e| self.place.store(e))?))
+        named.await.and_then(|named| named).map_err(|e| self.place.store(e))
+    }
+
+    /// Whether the policy lets an image be used that a signature may name by any of these digests.
+    async fn allowed(
+        &self,
+        policy: Option<&Policy>,
+        reference: &Reference,
+        mut digests: Vec<Digest>,
+    ) -> Result<(), PullError> {
+        digests.sort_unstable();
+        digests.dedup();
+        let Some(policy) = policy else { return Ok(()) };
+        policy.check(&self.registry, reference, &digests).await.map_err(|e| self.place.policy(e))
     }
 
     /// Follows indexes down to the manifest for this platform.
@@ -210,8 +266,17 @@ impl Pull {
         let chains = chain_ids(&parsed.diff_ids);
         let lease = self.inner.lease(&chains);
         self.progress.send_replace(PullProgress::waiting(&blobs));
-        let layers = self.layers(&blobs, &parsed.diff_ids, &chains).await?;
-        let size = descriptor.size + blobs.iter().map(|blob| blob.size).sum::<u64>();
+        let layers = match self.layers(&blobs, &parsed.diff_ids, &chains).await {
+            Ok(layers) => layers,
+            Err(error) => {
+                drop(lease);
+                if !error.may_pass() {
+                    self.inner.discard_fresh(&chains);
+                }
+                return Err(error);
+            }
+        };
+        let size = blobs.iter().fold(descriptor.size, |sum, blob| sum.saturating_add(blob.size));
         let new = NewImage {
             config,
             parsed,

@@ -3,6 +3,7 @@
 //! not know layers, stores or what a document means.
 
 mod auth;
+mod auth_file;
 mod client;
 mod endpoint;
 mod hosts;
@@ -11,8 +12,9 @@ mod tls;
 use std::fmt;
 
 pub use auth::{AuthFields, CredentialError, Credentials};
+pub use auth_file::AuthFileError;
 pub use client::RegistryError;
-pub(crate) use client::{Fetched, Registry};
+pub(crate) use client::{Access, Fetched, Registry};
 pub use hosts::HostsError;
 
 /// What an endpoint answered when it could not deliver.
@@ -22,8 +24,10 @@ pub(crate) enum Answer {
     NotFound,
     /// 401 or 403, also after the token dance.
     Denied,
-    /// No connection, or nothing on it that is HTTP.
+    /// No connection.
     Unreachable,
+    /// A connection, and nothing on it that is HTTP.
+    Broken,
     /// A body that breaks off, 429 or 5xx.
     Unavailable,
     /// Silence for longer than is waited for.

@@ -6,29 +6,39 @@
 //! root/images/<config hex>.json    one record an image; written last, so it names only what is whole
 //! root/blobs/<hex>                 configs and manifests as they came
 //! root/layers/<name>/              one overlayfs diff directory a layer, named after its chain id
+//! root/splits/<name>.zst           what a layer's archive has beside the content of its files (unpack/split.rs)
 //! root/containers/<id>/            upper, work, volumes, and the lease on the layers below
 //! root/staging/                    anything unfinished or being deleted; emptied at open
+//! root/downloads/<hex>             what has arrived of a layer that is not in place yet
+//! root/fresh/<name>.json           notes on layers in place that no record names yet
 //! root/empty/                      the lower directory of an image without layers
 //! ```
 //!
 //! Order of events that makes it safe: a layer is renamed into `layers` when it is whole; one syncfs
 //! comes before the record that names it; a layer that no record, no container and no running pull names
-//! is garbage and is moved to `staging` in one step before it is deleted.
+//! is garbage and is moved to `staging` in one step before it is deleted. A layer of a pull that did not
+//! come to its end is kept for an hour, and across a restart of the daemon, but not of the kernel.
 
+mod downloads;
+mod fresh;
 mod index;
 mod layers;
 mod load;
+mod locks;
+mod mend;
 mod publish;
 mod record;
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+pub(crate) use downloads::Kept;
 use index::State;
-pub(crate) use layers::Staging;
+pub(crate) use layers::{Lease, Staging};
+use locks::Locks;
+pub(crate) use mend::mend;
 pub(crate) use publish::NewImage;
 pub use record::{Image, Layer};
 
@@ -36,6 +46,9 @@ use crate::digest::{Digest, DigestError};
 use crate::pull::Flights;
 use crate::reference::Reference;
 use crate::rooted;
+
+/// Bytes that wait between the network and unpacking, of all pulls together. The network waits beyond.
+pub(crate) const BUDGET: usize = 8 << 20;
 
 /// The images of one root directory. Cheap to clone; all clones are the same store.
 #[derive(Debug, Clone)]
@@ -52,7 +65,11 @@ pub(crate) struct Inner {
     /// Serialises changes of image records on disk.
     records: Mutex<()>,
     /// One lock a chain id, so that two pulls do not unpack the same layer.
-    layer_locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    layer_locks: Locks,
+    /// One lock a blob, so that two pulls do not fetch the same one.
+    blob_locks: Locks,
+    /// Bytes between the network and unpacking, of all pulls together.
+    pub(crate) budget: Arc<tokio::sync::Semaphore>,
     pub(crate) flights: Flights,
     serial: AtomicU64,
 }
@@ -118,6 +135,9 @@ pub enum StoreError {
     /// `sha256:` and something that is no digest.
     #[error("image id")]
     Digest(#[from] DigestError),
+    /// There is no such image.
+    #[error("no image {0:?} in the store")]
+    Missing(String),
     /// The image was removed meanwhile.
     #[error("image {0} is not in the store")]
     Gone(Digest),
@@ -169,7 +189,9 @@ impl Store {
                 options,
                 state: RwLock::new(state),
                 records: Mutex::new(()),
-                layer_locks: Mutex::default(),
+                layer_locks: Locks::default(),
+                blob_locks: Locks::default(),
+                budget: Arc::new(tokio::sync::Semaphore::new(BUDGET)),
                 flights: Flights::default(),
                 serial: AtomicU64::new(0),
             }),
@@ -276,6 +298,16 @@ impl Inner {
     /// The image that a normalised tag or repo digest points to.
     pub(crate) fn named(&self, name: &str) -> Option<Arc<Image>> {
         self.read().named(name)
+    }
+
+    /// A config or manifest, whose digest is right.
+    pub(crate) fn document(&self, digest: Digest) -> io::Result<Vec<u8>> {
+        let bytes = std::fs::read(self.root.join("blobs").join(digest.hex()))?;
+        let found = Digest::of(&bytes);
+        if found == digest {
+            return Ok(bytes);
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has digest {found}")))
     }
 
     pub(crate) fn options(&self) -> &StoreOptions {

@@ -18,8 +18,10 @@
 
 mod apply;
 mod archive;
+mod compare;
 mod inflate;
 mod inherit;
+mod split;
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
@@ -27,7 +29,9 @@ use std::os::fd::BorrowedFd;
 pub use apply::ApplyError;
 pub use archive::ArchiveError;
 pub(crate) use archive::{Archive, Kind};
+pub(crate) use compare::compare;
 pub(crate) use inherit::inherit;
+pub(crate) use split::{Recorder, Replay};
 
 use crate::digest::{Digest, Hasher};
 
@@ -57,6 +61,10 @@ pub(crate) struct Unpacked {
     pub(crate) inodes: u64,
     /// Directories the archive used without describing them, parents first.
     pub(crate) implicit: Vec<Vec<u8>>,
+    /// Whether an entry took the place of another one.
+    pub(crate) replaced: bool,
+    /// Whether the archive was put away in full.
+    pub(crate) recorded: bool,
 }
 
 /// Why a layer could not be unpacked.
@@ -108,17 +116,30 @@ pub enum UnpackError {
     Input(#[source] io::Error),
 }
 
-/// Unpacks the layer that `input` delivers into the empty directory `target`. Blocks.
-///
-/// The whole input is read, and every check has passed when this returns `Ok`.
+/// [`unpack_recording`] without a recorder.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn unpack(
     input: impl Read,
     expected: Expected,
     target: BorrowedFd<'_>,
     limits: Limits,
 ) -> Result<Unpacked, UnpackError> {
+    unpack_recording(input, expected, target, limits, None)
+}
+
+/// Unpacks the layer that `input` delivers into the empty directory
+/// `target`. What the archive has beside the content of files goes to `recorder`. Blocks.
+///
+/// The whole input is read, and every check has passed when this returns `Ok`.
+pub(crate) fn unpack_recording(
+    input: impl Read,
+    expected: Expected,
+    target: BorrowedFd<'_>,
+    limits: Limits,
+    recorder: Option<Recorder>,
+) -> Result<Unpacked, UnpackError> {
     let mut blob = inflate::Hashed::new(input, expected.blob.map_or(u64::MAX, |(_, size)| size));
-    let applied = match apply_stream(&mut blob, target, limits) {
+    let applied = match apply_stream(&mut blob, target, limits, recorder) {
         // The content is not to blame, or there is too much of it: no reason to read on.
         Err(e @ (UnpackError::TooBig { .. } | UnpackError::Apply(ApplyError::Io { .. }))) => return Err(e),
         other => other,
@@ -146,11 +167,16 @@ fn apply_stream<R: Read>(
     blob: &mut inflate::Hashed<R>,
     target: BorrowedFd<'_>,
     limits: Limits,
+    recorder: Option<Recorder>,
 ) -> Result<(Digest, Unpacked), UnpackError> {
     let plain = inflate::open(blob).map_err(UnpackError::Inflate)?;
     let mut archive = Archive::new(Metered { inner: plain, hasher: Hasher::default(), left: limits.bytes });
-    let applied = apply::apply(&mut archive, target, limits).and_then(|unpacked| {
-        archive.drain().map(|metered| (metered, unpacked)).map_err(UnpackError::Archive)
+    archive.record(recorder);
+    let applied = apply::apply(&mut archive, target, limits).and_then(|mut unpacked| {
+        archive.drain_rest()?;
+        // An entry that is not there any more cannot be read again.
+        unpacked.recorded = archive.finish_record() && !unpacked.replaced;
+        Ok((archive.into_input(), unpacked))
     });
     match applied {
         Ok((metered, unpacked)) => Ok((metered.hasher.finish(), unpacked)),

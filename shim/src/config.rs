@@ -89,6 +89,11 @@ keys! {
     pub struct ImageConfig {
         /// Directory of registry settings in containerd's layout: one folder a registry with a hosts.toml.
         hosts_dir: String = "/etc/crisp/certs.d".into(),
+        /// File of credentials for pulls that bring none, in the form of docker's config.json or containers'
+        /// auth.json, credential helpers included. It need not exist. Empty: none.
+        auth_file: String = "/etc/crisp/auth.json".into(),
+        /// Which images may be used: a file in the form of containers-policy.json. It need not exist. Empty: none.
+        policy: String = "/etc/crisp/policy.json".into(),
         /// References of images that must never be collected as garbage.
         pinned: Vec<String> = Vec::new(),
         /// Layers of one pull that are fetched at the same time.

@@ -62,6 +62,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     streaming.serve(node.clone(), &streams);
     tracing::info!(socket = %path.display(), "serving");
     let served = tonic::transport::Server::builder()
+        .layer(server::deadline::Deadlines)
         .add_service(
             RuntimeServiceServer::new(Runtime { node: node.clone(), streams: streams.clone() })
                 .max_decoding_message_size(MESSAGE_BYTES)

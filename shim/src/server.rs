@@ -5,6 +5,7 @@
 
 mod about;
 pub mod admin;
+pub(crate) mod deadline;
 pub mod image;
 mod info;
 mod list;

@@ -63,7 +63,9 @@ impl Tar {
         self
     }
 
-    fn end(mut self) -> Vec<u8> {
+    /// The whole stream.
+    #[must_use]
+    pub fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }

@@ -9,6 +9,7 @@ pub mod command;
 pub mod cri;
 pub mod dead;
 pub mod differ;
+pub mod faulty;
 pub mod flipper;
 pub mod grpc;
 pub mod host;

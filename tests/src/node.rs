@@ -271,6 +271,16 @@ cdi_spec_dirs = ["{cdi}/low", "{cdi}/high"]
         self.folder.path().join("state")
     }
 
+    /// Gives the daemon that is started next another root directory, which is the caller's to take away. The images of
+    /// all nodes stay where they are.
+    ///
+    /// # Errors
+    /// The daemon runs.
+    pub fn use_root(&mut self, root: PathBuf) -> Result<PathBuf> {
+        ensure!(self.daemon.is_none(), "the daemon runs");
+        Ok(std::mem::replace(&mut self.root, root))
+    }
+
     /// Root directory of the daemon.
     pub fn root(&self) -> &Path {
         &self.root

@@ -83,6 +83,20 @@ impl Registry {
     /// # Errors
     /// No port is free.
     pub fn serve(repository: &str, tag: &str, image: &OneImage, also: &[&str]) -> Result<Self> {
+        Self::serve_to(repository, tag, image, also, None)
+    }
+
+    /// The same for those only who send this value of `Authorization`.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn serve_to(
+        repository: &str,
+        tag: &str,
+        image: &OneImage,
+        also: &[&str],
+        wants: Option<&str>,
+    ) -> Result<Self> {
         let manifest = ("application/vnd.oci.image.manifest.v1+json".to_owned(), image.manifest());
         let blob = |bytes: Vec<u8>| ("application/octet-stream".to_owned(), bytes);
         let mut content = Content::from([("/v2/".to_owned(), blob(Vec::new()))]);
@@ -95,11 +109,11 @@ impl Registry {
         content.insert(format!("{base}/blobs/{}", image.layer_digest), blob(image.layer.clone()));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on the loopback")?;
         let address = listener.local_addr()?;
-        let content = Arc::new(content);
+        let content = Arc::new((content, wants.map(|value| format!("authorization: {value}"))));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let content = Arc::clone(&content);
-                thread::spawn(move || converse(stream, &content));
+                thread::spawn(move || converse(stream, &content.0, content.1.as_deref()));
             }
         });
         Ok(Self { address })
@@ -122,11 +136,18 @@ impl Registry {
 }
 
 /// Answers one connection until the client closes it. An error ends the connection, which is all a client can be told.
-fn converse(stream: TcpStream, content: &Content) {
+fn converse(stream: TcpStream, content: &Content, wants: Option<&str>) {
     let Ok(mut answer) = stream.try_clone() else { return };
     let mut lines = BufReader::new(stream).lines().map_while(|line| line.ok());
     while let Some(request) = lines.next() {
-        while lines.next().is_some_and(|header| !header.is_empty()) {}
+        let headers: Vec<String> = lines.by_ref().take_while(|header| !header.is_empty()).collect();
+        if wants.is_some_and(|wants| !headers.iter().any(|header| header.eq_ignore_ascii_case(wants))) {
+            let refusal = "HTTP/1.1 401 Unauthorized\r\nwww-authenticate: Basic realm=\"r\"\r\ncontent-length: 0\r\n\r\n";
+            if answer.write_all(refusal.as_bytes()).is_err() {
+                return;
+            }
+            continue;
+        }
         let mut words = request.split(' ');
         let (method, target) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
         let path = target.split('?').next().unwrap_or("");

@@ -23,17 +23,22 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<()> {
-    let auth = match arguments.creds.as_deref().map(|creds| creds.split_once(':')) {
+    let auth = credentials(arguments.creds.as_deref())?;
+    let clients = Clients::connect(endpoint).await?;
+    let id = pull(&clients, &arguments.image, auth, None, &MultiProgress::new()).await?;
+    println!("{id}");
+    Ok(())
+}
+
+/// What `--creds` says.
+pub(super) fn credentials(text: Option<&str>) -> Result<Option<AuthConfig>> {
+    Ok(match text.map(|creds| creds.split_once(':')) {
         None => None,
         Some(Some((user, password))) => {
             Some(AuthConfig { username: user.into(), password: password.into(), ..Default::default() })
         }
         Some(None) => bail!("--creds: not of the form USER:PASSWORD"),
-    };
-    let clients = Clients::connect(endpoint).await?;
-    let id = pull(&clients, &arguments.image, auth, None, &MultiProgress::new()).await?;
-    println!("{id}");
-    Ok(())
+    })
 }
 
 /// Fetches an image and answers its id. Progress goes to `bars` when standard error is a terminal.
@@ -113,6 +118,6 @@ impl Drop for View<'_> {
 }
 
 fn style() -> Result<ProgressStyle> {
-    ProgressStyle::with_template("{prefix} {bar:30} {bytes:>10}/{total_bytes:10} {msg}")
+    ProgressStyle::with_template("{prefix} {wide_bar} {bytes:>10} of {total_bytes:>10}  {msg:9}")
         .context("progress style")
 }

@@ -6,6 +6,7 @@ use crate::config::{ConfigError, ParsedConfig};
 use crate::digest::Digest;
 use crate::document::{Descriptor, DocumentError};
 use crate::platform::Platform;
+use crate::policy::PolicyError;
 use crate::registry::{Answer, RegistryError};
 use crate::store::StoreError;
 use crate::unpack::UnpackError;
@@ -31,6 +32,8 @@ pub enum ErrorKind {
     Configuration,
     /// The image or the registry's answer is malformed or not supported.
     Malformed,
+    /// The operator's policy refuses the image, or cannot be read.
+    Policy,
     /// This host's disk or store failed.
     Storage,
 }
@@ -46,6 +49,15 @@ pub enum PullError {
         /// Which thing, and every endpoint's answer.
         #[source]
         source: RegistryError,
+    },
+    /// The operator's policy does not let it be used.
+    #[error("pull {reference}: policy")]
+    Policy {
+        /// What was pulled.
+        reference: String,
+        /// Why.
+        #[source]
+        source: PolicyError,
     },
     /// A manifest or index cannot be used.
     #[error("pull {reference}: manifest {digest}")]
@@ -148,15 +160,18 @@ impl PullError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Registry { source, .. } => match (source, source.last_answer()) {
-                (RegistryError::Hosts(_), _) | (_, None) => ErrorKind::Configuration,
+                (RegistryError::Hosts(_) | RegistryError::AuthFile(_), _) | (_, None) => {
+                    ErrorKind::Configuration
+                }
                 (_, Some(Answer::NotFound)) => ErrorKind::NotFound,
                 (_, Some(Answer::Denied)) => ErrorKind::Unauthorized,
-                (_, Some(Answer::Unavailable | Answer::Unreachable | Answer::Silent)) => {
+                (_, Some(Answer::Unavailable | Answer::Unreachable | Answer::Broken | Answer::Silent)) => {
                     ErrorKind::RegistryUnavailable
                 }
                 (_, Some(Answer::WrongDigest)) => ErrorKind::DigestMismatch,
                 (_, Some(Answer::Invalid | Answer::BadRequest)) => ErrorKind::Malformed,
             },
+            Self::Policy { .. } => ErrorKind::Policy,
             Self::NoPlatform { .. } | Self::WrongPlatform { .. } => ErrorKind::NoPlatform,
             Self::Document { source: DocumentError::TooBig(_) | DocumentError::TooManyLayers(_), .. } => {
                 ErrorKind::TooBig
@@ -173,6 +188,25 @@ impl PullError {
             },
             Self::Merge { source, .. } if source.kind() == io::ErrorKind::InvalidData => ErrorKind::Malformed,
             Self::Merge { .. } | Self::Store { .. } => ErrorKind::Storage,
+        }
+    }
+
+    /// Whether the same pull may succeed later, so that what it has is worth keeping.
+    pub(super) fn may_pass(&self) -> bool {
+        let is_full = |e: &io::Error| {
+            use io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
+            matches!(e.kind(), StorageFull | QuotaExceeded | OutOfMemory)
+        };
+        match self {
+            Self::Registry { .. } => self.kind() == ErrorKind::RegistryUnavailable,
+            Self::Layer { source, .. } => match &**source {
+                UnpackError::Input(_) => true,
+                UnpackError::Apply(crate::unpack::ApplyError::Io { source, .. }) => is_full(source),
+                _ => false,
+            },
+            Self::Merge { source, .. } => is_full(source),
+            Self::Store { .. } => true,
+            _ => false,
         }
     }
 
@@ -195,6 +229,10 @@ pub(super) struct Place(pub(super) String);
 impl Place {
     pub(super) fn registry(&self, source: RegistryError) -> PullError {
         PullError::Registry { reference: self.0.clone(), source }
+    }
+
+    pub(super) fn policy(&self, source: PolicyError) -> PullError {
+        PullError::Policy { reference: self.0.clone(), source }
     }
 
     pub(super) fn store(&self, source: StoreError) -> PullError {

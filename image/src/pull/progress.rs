@@ -58,6 +58,13 @@ impl PullProgress {
         Self { layers: layers.collect() }
     }
 
+    /// A layer begins again from its first byte.
+    pub(super) fn again(&mut self, index: usize) {
+        if let Some(layer) = self.layers.get_mut(index) {
+            layer.done = 0;
+        }
+    }
+
     pub(super) fn set(&mut self, index: usize, state: LayerState, more: u64) {
         if let Some(layer) = self.layers.get_mut(index) {
             layer.state = state;

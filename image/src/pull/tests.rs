@@ -11,6 +11,9 @@ use crate::fixture::{
     zstd_layer,
 };
 
+mod hostile;
+mod resume;
+
 struct Bench {
     tmp: tempfile::TempDir,
     store: Store,
@@ -58,8 +61,14 @@ impl Bench {
     async fn nothing_left(&self) {
         self.nothing_staged().await;
         assert!(self.store.list().is_empty() && self.entries("images").is_empty());
-        assert!(self.entries("blobs").is_empty());
+        assert!(self.entries("blobs").is_empty() && self.entries("downloads").is_empty());
     }
+}
+
+/// Bytes that no compression makes smaller, always the same.
+fn noise(length: usize) -> Vec<u8> {
+    let blocks = (0_u64..).flat_map(|i| Digest::of(&i.to_le_bytes()).as_bytes().to_vec());
+    blocks.take(length).collect()
 }
 
 fn base() -> Vec<u8> {
@@ -243,8 +252,7 @@ async fn i03_a_body_larger_than_declared_is_cut_off() {
 #[tokio::test]
 async fn i05_a_broken_body_is_resumed_where_it_ended() {
     let bench = Bench::new().await;
-    let noise: Vec<u8> =
-        (0_u32..200_000).flat_map(|i| Digest::of(&i.to_le_bytes()).as_bytes()[..4].to_vec()).collect();
+    let noise = noise(800_000);
     let built = image("r", vec![plain_layer(Tar::default().file("f", &noise).end())]);
     bench.registry.serve("app", Some("1"), &built);
     let layer = format!("/v2/app/blobs/{}", Digest::of(&built.layers[0].blob));

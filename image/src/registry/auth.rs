@@ -123,7 +123,7 @@ impl Credentials {
     }
 }
 
-fn basic(auth: &str) -> Result<Secret, CredentialError> {
+pub(super) fn basic(auth: &str) -> Result<Secret, CredentialError> {
     let bytes = STANDARD.decode(auth.trim()).map_err(|_| CredentialError::Base64)?;
     let text = String::from_utf8(bytes).map_err(|_| CredentialError::NoColon)?;
     let (username, password) = text.split_once(':').ok_or(CredentialError::NoColon)?;
@@ -132,7 +132,7 @@ fn basic(auth: &str) -> Result<Secret, CredentialError> {
 }
 
 /// The host of `https://host/v1/` or of plain `host`.
-fn server_host(address: &str) -> String {
+pub(super) fn server_host(address: &str) -> String {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
     rest.split('/').next().unwrap_or_default().to_owned()
 }

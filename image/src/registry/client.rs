@@ -15,6 +15,7 @@ use reqwest::header::{
 use reqwest::{Client, Method, Response, StatusCode, Url};
 
 use super::auth::Credentials;
+use super::auth_file::{AuthFile, AuthFileError};
 use super::endpoint::{Endpoint, authority};
 use super::hosts::{self, HostsError};
 use super::tls::TlsSettings;
@@ -37,6 +38,9 @@ pub enum RegistryError {
     /// The endpoints are not known.
     #[error("registry hosts")]
     Hosts(#[from] HostsError),
+    /// The file of credentials cannot be used.
+    #[error("registry credentials")]
+    AuthFile(#[from] AuthFileError),
     /// Every endpoint was asked.
     #[error("{what}: {}", list(attempts))]
     Endpoints {
@@ -48,10 +52,20 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
+    /// Whether everybody who was asked has no such thing.
+    pub(crate) fn is_not_found(&self) -> bool {
+        match self {
+            Self::Endpoints { attempts, .. } => {
+                !attempts.is_empty() && attempts.iter().all(|attempt| attempt.kind == Answer::NotFound)
+            }
+            _ => false,
+        }
+    }
+
     /// The last answer: the registry itself comes after its mirrors. `None` if nobody could be asked.
     pub(crate) fn last_answer(&self) -> Option<Answer> {
         match self {
-            Self::Hosts(_) => None,
+            Self::Hosts(_) | Self::AuthFile(_) => None,
             Self::Endpoints { attempts, .. } => attempts.last().map(|attempt| attempt.kind),
         }
     }
@@ -86,11 +100,20 @@ pub(crate) struct Registry {
     domain: String,
     repository: String,
     credentials: Option<Credentials>,
+    /// Asked when there are none.
+    auth_file: AuthFile,
     /// No byte for so long ends a request; zero for no limit.
     stall: Duration,
     clients: Mutex<HashMap<(TlsSettings, Duration, bool), Client>>,
     /// The Authorization that an endpoint wanted, by its place in the list.
     answers: Mutex<HashMap<usize, HeaderValue>>,
+}
+
+/// Where the operator's settings are. Neither need exist.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Access<'a> {
+    pub(crate) hosts_dir: &'a Path,
+    pub(crate) auth_file: &'a Path,
 }
 
 struct Request<'a> {
@@ -105,15 +128,16 @@ impl Registry {
     /// Reads the configuration for `reference`'s registry; connects to nothing.
     pub(crate) fn open(
         reference: &Reference,
-        hosts_dir: &Path,
+        access: Access<'_>,
         credentials: Option<Credentials>,
         stall: Duration,
     ) -> Result<Self, RegistryError> {
         Ok(Self {
-            endpoints: hosts::endpoints(hosts_dir, reference.domain())?,
+            endpoints: hosts::endpoints(access.hosts_dir, reference.domain())?,
             domain: reference.domain().to_owned(),
             repository: reference.path().to_owned(),
             credentials,
+            auth_file: AuthFile::read(access.auth_file)?,
             stall,
             clients: Mutex::default(),
             answers: Mutex::default(),
@@ -238,11 +262,19 @@ impl Registry {
         }
     }
 
-    /// Sends a request, again after 429 and 5xx, and returns a success or what to write down.
+    /// Sends a request, again after 429, 5xx and a connection that broke, and returns a success or what to
+    /// write down.
     async fn send(&self, index: usize, request: Request<'_>) -> Result<Response, Attempt> {
         let mut tries = 1;
         loop {
-            let response = self.authorized(index, &request).await?;
+            let response = match self.authorized(index, &request).await {
+                Err(attempt) if attempt.kind == Answer::Broken && tries < TRIES => {
+                    tokio::time::sleep(wait(&HeaderMap::new(), tries)).await;
+                    tries += 1;
+                    continue;
+                }
+                other => other?,
+            };
             let status = response.status();
             if status.is_success() {
                 return Ok(response);
@@ -297,7 +329,10 @@ impl Registry {
             }
             let response = match self.patiently(builder.send()).await {
                 None => return Err(self.attempt(index, Answer::Silent, self.stalled())),
-                Some(Err(e)) => return Err(self.attempt(index, Answer::Unreachable, chain(&e))),
+                Some(Err(e)) => {
+                    let kind = if e.is_connect() { Answer::Unreachable } else { Answer::Broken };
+                    return Err(self.attempt(index, kind, chain(&e)));
+                }
                 Some(Ok(response)) => response,
             };
             if !response.status().is_redirection() {
@@ -382,7 +417,8 @@ impl Registry {
 
     /// Whether an endpoint that is only another scheme for the host before it has no turn.
     fn skips(&self, index: usize, attempts: &[Attempt]) -> bool {
-        let spoken = |a: &Attempt| !matches!(a.kind, Answer::Unreachable | Answer::BadRequest);
+        let spoken =
+            |a: &Attempt| !matches!(a.kind, Answer::Unreachable | Answer::Broken | Answer::BadRequest);
         self.endpoints[index].fallback && attempts.last().is_some_and(spoken)
     }
 

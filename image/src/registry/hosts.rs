@@ -122,7 +122,7 @@ fn directory(config_dir: &Path, domain: &str) -> Option<PathBuf> {
 }
 
 /// Docker Hub's API has another name than its images.
-fn api_host(domain: &str) -> &str {
+pub(super) fn api_host(domain: &str) -> &str {
     if domain == "docker.io" { "registry-1.docker.io" } else { domain }
 }
 

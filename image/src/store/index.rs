@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::fresh::KEPT_FOR;
 use super::record::Image;
 use super::{Layer, StoreError};
 use crate::digest::Digest;
@@ -15,6 +17,8 @@ pub(crate) struct State {
     names: HashMap<String, Digest>,
     /// Every layer in `layers/`, with its bytes and inodes.
     pub(super) layers: HashMap<Digest, (u64, u64)>,
+    /// Layers that no image names yet, and since when they are in place.
+    pub(super) fresh: HashMap<Digest, Instant>,
     /// Layers that running pulls need.
     pub(super) leases: HashMap<Digest, usize>,
     /// What containers need.
@@ -106,13 +110,14 @@ impl State {
         self.layers.values().fold(self.documents, |(bytes, inodes), (b, i)| (bytes + b, inodes + i))
     }
 
-    /// Layers that no image, container or pull needs.
+    /// Layers that no image, container or pull needs, and for which no pull is expected to come back.
     pub(super) fn garbage(&self) -> Vec<Digest> {
         let images = self.images.values().flat_map(|image| &image.layers);
         let containers = self.containers.values().flat_map(|held| held.layers.iter().chain(&held.volumes));
         let used: HashSet<Digest> =
             images.chain(containers).map(|l| l.chain_id).chain(self.leases.keys().copied()).collect();
-        self.layers.keys().filter(|chain| !used.contains(chain)).copied().collect()
+        let awaited = |chain: &Digest| self.fresh.get(chain).is_some_and(|since| since.elapsed() < KEPT_FOR);
+        self.layers.keys().filter(|chain| !used.contains(chain) && !awaited(chain)).copied().collect()
     }
 }
 

@@ -4,8 +4,9 @@
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 
@@ -14,6 +15,7 @@ use super::record::{LayerRecord, LeaseRecord, VERSION};
 use super::{Image, Inner, Layer, StoreError};
 use crate::digest::Digest;
 use crate::rooted;
+use crate::unpack::{Recorder, Unpacked};
 
 /// The directory of a layer: 130 bits of its chain id in base 32. Short, because the options of a
 /// mount(2) call with 128 layers must fit into one page, and still too long to find two chains for.
@@ -36,11 +38,22 @@ impl Staging {
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Beside the directory: what its archive has beside the content of files.
+    pub(crate) fn split(&self) -> PathBuf {
+        self.path.with_extension("split")
+    }
+
+    /// A recorder to that file; without one the layer is as good, but can be neither proven nor exported.
+    pub(crate) fn recorder(&self) -> Option<Recorder> {
+        let recorder = std::fs::File::create(self.split()).and_then(Recorder::new);
+        recorder.inspect_err(|e| tracing::warn!(error = %e, "layer's archive is not put away")).ok()
+    }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        self.inner.delete_later(vec![self.path.clone()]);
+        self.inner.delete_later(vec![self.path.clone(), self.split()]);
     }
 }
 
@@ -92,14 +105,7 @@ impl Inner {
 
     /// The lock under which one layer is unpacked. A waiter finds the layer there afterwards.
     pub(crate) fn layer_lock(&self, chain: Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.layer_locks.lock().unwrap_or_else(PoisonError::into_inner);
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = locks.get(&chain).and_then(std::sync::Weak::upgrade) {
-            return lock;
-        }
-        let lock = Arc::new(tokio::sync::Mutex::new(()));
-        locks.insert(chain, Arc::downgrade(&lock));
-        lock
+        self.layer_locks.of(chain)
     }
 
     /// Bytes and inodes of a layer that is there.
@@ -111,26 +117,48 @@ impl Inner {
         self.root.join("layers").join(layer_name(chain))
     }
 
-    /// Makes an unpacked directory the layer `chain`.
+    /// Where the layer's [`Staging::split`] is, if it was complete.
+    pub(crate) fn split_path(&self, chain: &Digest) -> PathBuf {
+        self.root.join("splits").join(format!("{}.zst", layer_name(chain)))
+    }
+
+    /// Puts a complete split of the layer in place and returns its size.
+    pub(crate) fn commit_split(&self, staging: &Staging, chain: &Digest) -> Result<u64, StoreError> {
+        let path = self.split_path(chain);
+        std::fs::rename(staging.split(), &path).map_err(StoreError::io("put in place", &path))?;
+        Ok(path.metadata().map_or(0, |m| m.len()))
+    }
+
+    /// Makes an unpacked directory the layer `chain`, and returns its bytes and inodes.
     pub(crate) fn commit_layer(
         &self,
         staging: &Staging,
         chain: Digest,
-        usage: (u64, u64),
-    ) -> Result<(), StoreError> {
+        unpacked: &Unpacked,
+    ) -> Result<(u64, u64), StoreError> {
         let path = self.layer_path(&chain);
+        if let Some(usage) = self.layer(&chain) {
+            return Ok(usage);
+        }
+        let mut usage = (unpacked.bytes, unpacked.inodes);
+        if unpacked.recorded {
+            let size = self.commit_split(staging, &chain)?;
+            usage = (usage.0 + size.next_multiple_of(4096), usage.1 + 1);
+        }
+        self.note_fresh(chain, usage)?;
         let mut state = self.write();
-        if state.layers.contains_key(&chain) {
-            return Ok(());
+        if let Some(usage) = state.layers.get(&chain) {
+            return Ok(*usage);
         }
         std::fs::rename(&staging.path, &path).map_err(StoreError::io("commit layer", &path))?;
         state.layers.insert(chain, usage);
-        Ok(())
+        state.fresh.insert(chain, Instant::now());
+        Ok(usage)
     }
 
     /// Moves garbage layers aside in one step each, then deletes them in the background.
     pub(super) fn sweep(self: &Arc<Self>) {
-        let mut moved = Vec::new();
+        let (mut moved, mut gone) = (Vec::new(), Vec::new());
         {
             let mut state = self.write();
             for chain in state.garbage() {
@@ -144,8 +172,12 @@ impl Inner {
                     }
                 }
                 state.layers.remove(&chain);
+                // One that stays is found as a stray at the next start.
+                let _ = std::fs::remove_file(self.split_path(&chain));
+                gone.push(chain);
             }
         }
+        self.settle_fresh(gone.into_iter());
         self.delete_later(moved);
     }
 

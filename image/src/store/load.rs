@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::index::{Held, State};
 use super::layers::{delete, layer_name};
 use super::record::{LayerRecord, LeaseRecord, Record, VERSION};
-use super::{Image, Layer, StoreError, StoreOptions};
+use super::{Image, Layer, StoreError, StoreOptions, downloads, fresh};
 use crate::config::{ConfigError, ParsedConfig};
 use crate::digest::{Digest, DigestError};
 
@@ -39,7 +39,7 @@ pub(super) fn make_directories(root: &Path) -> Result<(), StoreError> {
     };
     // Layers hold set-user-id programs: nobody but root gets in.
     make(root, 0o700)?;
-    for name in ["images", "blobs", "layers", "staging", "containers"] {
+    for name in ["images", "blobs", "layers", "staging", "containers", "downloads", "fresh", "splits"] {
         make(&root.join(name), 0o700)?;
     }
     make(&root.join("empty"), 0o755)
@@ -74,6 +74,8 @@ pub(super) fn load(root: &Path, options: &StoreOptions) -> Result<State, StoreEr
         state.insert(Arc::new(image));
     }
     load_containers(root, &mut state)?;
+    fresh::load(root, names(&root.join("fresh"))?, &mut state);
+    downloads::expire(root, |_| true);
     sweep_strays(root, &mut state)?;
     Ok(state)
 }
@@ -173,6 +175,11 @@ fn sweep_strays(root: &Path, state: &mut State) -> Result<(), StoreError> {
     for name in names(&root.join("layers"))? {
         if !layers.contains(&name) {
             delete(&root.join("layers").join(name));
+        }
+    }
+    for name in names(&root.join("splits"))? {
+        if !name.strip_suffix(".zst").is_some_and(|name| layers.contains(name)) {
+            delete(&root.join("splits").join(name));
         }
     }
     // The blobs of records that cannot be read stay with them.

@@ -83,6 +83,8 @@ impl Inner {
         state.insert(image.clone());
         drop(state);
         drop(serialised);
+        self.settle_fresh(image.layers.iter().map(|layer| layer.chain_id));
+        self.expire_kept();
         Ok(image)
     }
 

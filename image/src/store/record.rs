@@ -34,6 +34,13 @@ pub struct Image {
     pub(super) record: Record,
 }
 
+impl Image {
+    /// Digests of the manifests under which it came.
+    pub(crate) fn manifests(&self) -> &[Digest] {
+        &self.record.manifests
+    }
+}
+
 /// One unpacked layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {

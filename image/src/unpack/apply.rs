@@ -6,7 +6,7 @@ mod metadata;
 mod parent;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, XattrFlags};
@@ -136,6 +136,7 @@ impl Applier<'_> {
             // What was here (a whiteout, or a file) hid a directory below; so must this one.
             mark_opaque(fd.as_fd()).map_err(|e| io_error(entry, "mark opaque", e))?;
         }
+        self.done.replaced |= replaces;
         if !exists {
             self.count(1, PAGE)?;
         }
@@ -162,20 +163,49 @@ impl Applier<'_> {
         let fd = rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
             .map_err(|e| io_error(entry, "create file", e.into()))?;
         let mut file = std::fs::File::from(fd);
-        let mut left = entry.size;
-        while left > 0 {
-            let position = archive.position();
-            let n = archive
-                .read(&mut self.buffer)
-                .map_err(|source| super::archive::ArchiveError::Read { position, source })?;
-            file.write_all(&self.buffer[..n]).map_err(|e| io_error(entry, "write", e))?;
-            left -= n as u64;
+        let path = join(self.parent().1, name);
+        match &entry.sparse {
+            None => archive.content_of(&path, &[(0, entry.size)]),
+            Some(sparse) => archive.content_of(&path, &sparse.pieces),
+        }
+        match &entry.sparse {
+            None => self.write(entry, &mut file, entry.size, archive)?,
+            Some(sparse) => {
+                if sparse.size > self.limits.bytes {
+                    return Err(UnpackError::TooBig { limit: self.limits.bytes, unit: "bytes" });
+                }
+                for (offset, length) in &sparse.pieces {
+                    file.seek(SeekFrom::Start(*offset)).map_err(|e| io_error(entry, "seek", e))?;
+                    self.write(entry, &mut file, *length, archive)?;
+                }
+                file.set_len(sparse.size).map_err(|e| io_error(entry, "set size", e))?;
+            }
         }
         set_owner_and_mode(entry, file.as_fd())?;
         // After the owner: chown drops file capabilities.
         set_xattrs(entry, &fd_path(file.as_fd(), b""), true)?;
         rustix::fs::futimens(&file, &timestamps(entry.mtime))
             .map_err(|e| io_error(entry, "set time", e.into()))?;
+        Ok(())
+    }
+
+    /// Moves the next `left` bytes of the entry's data into `file`.
+    fn write<R: Read>(
+        &mut self,
+        entry: &Entry,
+        file: &mut std::fs::File,
+        mut left: u64,
+        archive: &mut Archive<R>,
+    ) -> Result<(), UnpackError> {
+        while left > 0 {
+            let position = archive.position();
+            let room = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+            let n = archive
+                .read(&mut self.buffer[..room])
+                .map_err(|source| super::archive::ArchiveError::Read { position, source })?;
+            file.write_all(&self.buffer[..n]).map_err(|e| io_error(entry, "write", e))?;
+            left -= n as u64;
+        }
         Ok(())
     }
 
@@ -295,12 +325,15 @@ impl Applier<'_> {
         let found = stat_at(parent, name).map_err(|e| io_error(entry, "look up", e))?;
         if let Some(found) = found {
             remove_tree(parent, name).map_err(|e| io_error(entry, "replace", e))?;
+            // A whiteout is no entry's content.
+            let replaced = !is_whiteout(&found);
             if file_type(&found) == FileType::Directory {
                 let path = join(path, name);
                 let inside = |p: &Vec<u8>| *p == path || p.starts_with(&[&path[..], b"/"].concat());
                 self.implicit.retain(|p| !inside(p));
                 self.times.retain(|p, _| !inside(p));
             }
+            self.done.replaced |= replaced;
         }
         Ok(self.parent().0)
     }

@@ -3,11 +3,15 @@
 //! CVE-2026-33055). Decides nothing about the file system.
 
 mod pax;
+mod sparse;
 
 use std::io::{self, BufReader, Read, Seek};
 
 use pax::Pax;
+pub(crate) use sparse::Sparse;
 use tar::{EntryType, Header};
+
+use super::split::Recorder;
 
 const BLOCK: usize = 512;
 /// PAX data of one entry: extended attributes of 64 KiB fit, record floods do not.
@@ -63,7 +67,10 @@ pub(crate) struct Entry {
     pub(crate) gid: u32,
     /// Seconds and nanoseconds since the epoch.
     pub(crate) mtime: (i64, u32),
+    /// Bytes of data in the archive.
     pub(crate) size: u64,
+    /// Where they belong, when that is not the whole file.
+    pub(crate) sparse: Option<Sparse>,
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -76,6 +83,7 @@ pub(crate) struct Archive<R> {
     /// Data of the current entry that was not read yet.
     left: u64,
     padding: u64,
+    recorder: Option<Recorder>,
 }
 
 /// What the special members in front of an entry say about it.
@@ -89,7 +97,7 @@ struct Pending {
 impl<R: Read> Archive<R> {
     /// A stream that can only be read forwards.
     pub(crate) fn new(input: R) -> Self {
-        Self { input, skip: discard, position: 0, left: 0, padding: 0 }
+        Self { input, skip: discard, position: 0, left: 0, padding: 0, recorder: None }
     }
 
     /// Bytes consumed so far: right after `next`, where the entry's data starts.
@@ -120,8 +128,15 @@ impl<R: Read> Archive<R> {
                     let data = self.extension(size, PAX_MAX, start)?;
                     let global = Pax::parse(&data, start)?;
                     // Some readers apply these to every later entry and some do not.
-                    if global.path.is_some() || global.link.is_some() || global.size.is_some() {
-                        return Err(bad(start, "a global PAX header sets path, linkpath or size"));
+                    if global.path.is_some()
+                        || global.link.is_some()
+                        || global.size.is_some()
+                        || global.sparse.any()
+                    {
+                        return Err(bad(
+                            start,
+                            "a global PAX header sets path, linkpath, size or a sparse map",
+                        ));
                     }
                 }
                 EntryType::GNULongName => {
@@ -139,14 +154,50 @@ impl<R: Read> Archive<R> {
 
     /// Reads the end of archive and everything after it, so that checksums cover the whole stream.
     pub(crate) fn drain(mut self) -> Result<R, ArchiveError> {
+        self.drain_rest()?;
+        Ok(self.input)
+    }
+
+    /// The same, for one who has more to do with it.
+    pub(super) fn drain_rest(&mut self) -> Result<(), ArchiveError> {
         let mut sink = [0; 8192];
         loop {
             match self.input.read(&mut sink) {
-                Ok(0) => return Ok(self.input),
-                Ok(n) => self.position += n as u64,
+                Ok(0) => return Ok(()),
+                Ok(n) => {
+                    self.keep(&sink[..n]);
+                    self.position += n as u64;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => return Err(ArchiveError::Read { position: self.position, source }),
             }
+        }
+    }
+
+    /// From here on, what is read and is not content of a file is put away.
+    pub(super) fn record(&mut self, recorder: Option<Recorder>) {
+        self.recorder = recorder;
+    }
+
+    /// The current entry's data is the content of this file of the layer.
+    pub(super) fn content_of(&mut self, path: &[u8], pieces: &[(u64, u64)]) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.file(path, pieces);
+        }
+    }
+
+    /// Whether everything was put away.
+    pub(super) fn finish_record(&mut self) -> bool {
+        self.recorder.take().is_some_and(Recorder::finish)
+    }
+
+    pub(super) fn into_input(self) -> R {
+        self.input
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.raw(bytes);
         }
     }
 
@@ -158,9 +209,17 @@ impl<R: Read> Archive<R> {
         pending: Pending,
         start: u64,
     ) -> Result<Entry, ArchiveError> {
-        let pax = pending.pax.unwrap_or_default();
+        let mut pax = pending.pax.unwrap_or_default();
         let size = agree_on_size(stated, pax.size, start)?;
-        let path = one_name(pax.path, pending.long_name, || header.path_bytes().into_owned(), start)?;
+        let is_old_sparse = kind == EntryType::GNUSparse;
+        if is_old_sparse && pax.sparse.any() {
+            return Err(bad(start, "two sparse maps for one entry"));
+        }
+        let path = match pax.sparse.name.take() {
+            // What else is called a name is a stand-in for readers that know no sparse files.
+            Some(name) => one_name(Some(name), None, Vec::new, start)?,
+            None => one_name(pax.path, pending.long_name, || header.path_bytes().into_owned(), start)?,
+        };
         let link = one_name(
             pax.link,
             pending.long_link,
@@ -180,7 +239,7 @@ impl<R: Read> Archive<R> {
                 .filter(|id| *id != u32::MAX)
                 .ok_or_else(|| bad(start, &format!("{what} {value} is out of range")))
         };
-        let entry = Entry {
+        let mut entry = Entry {
             kind,
             path,
             link,
@@ -192,11 +251,22 @@ impl<R: Read> Archive<R> {
                 None => (number(&old.mtime).ok_or_else(|| bad(start, "mtime is no number"))?, 0),
             },
             size,
+            sparse: None,
             device,
             xattrs: pax.xattrs,
         };
+        if is_old_sparse {
+            entry.sparse = Some(self.old_sparse(header.as_bytes(), size, start)?);
+        }
         self.left = size;
         self.padding = size.next_multiple_of(BLOCK as u64) - size;
+        if pax.sparse.any() {
+            if kind != Kind::File {
+                return Err(bad(start, "a sparse map for something that is no file"));
+            }
+            entry.sparse = Some(self.pax_sparse(pax.sparse, start)?);
+            entry.size = self.left;
+        }
         Ok(entry)
     }
 
@@ -205,17 +275,16 @@ impl<R: Read> Archive<R> {
         Ok(match kind {
             // Archives from before ustar mark a directory only by its slash.
             EntryType::Regular if slash && size == 0 => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous if slash => {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse if slash => {
                 return Err(bad(start, "a file's name ends in a slash"));
             }
-            EntryType::Regular | EntryType::Continuous => Kind::File,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
             EntryType::Directory => Kind::Directory,
             EntryType::Symlink => Kind::Symlink,
             EntryType::Link => Kind::Hardlink,
             EntryType::Fifo => Kind::Fifo,
             EntryType::Char => Kind::Char,
             EntryType::Block => Kind::Block,
-            EntryType::GNUSparse => return Err(bad(start, "sparse files are not supported")),
             other => {
                 let flag = char::from(other.as_byte()).escape_default().to_string();
                 return Err(bad(start, &format!("entry type '{flag}' is not supported")));
@@ -265,6 +334,7 @@ impl<R: Read> Archive<R> {
                 Err(source) => return Err(ArchiveError::Read { position: self.position, source }),
             }
         }
+        self.keep(block);
         Ok(true)
     }
 
@@ -277,6 +347,7 @@ impl<R: Read> Archive<R> {
         let mut data = Vec::new();
         let position = self.position;
         self.read_to_end(&mut data).map_err(|source| ArchiveError::Read { position, source })?;
+        self.keep(&data);
         Ok(data)
     }
 
@@ -291,8 +362,11 @@ impl<R: Read> Archive<R> {
     fn finish_data(&mut self) -> Result<(), ArchiveError> {
         let rest = self.left + self.padding;
         if rest > 0 {
-            (self.skip)(&mut self.input, rest)
-                .map_err(|source| ArchiveError::Read { position: self.position, source })?;
+            let skipped = match &mut self.recorder {
+                None => (self.skip)(&mut self.input, rest),
+                Some(recorder) => copy_raw(&mut self.input, rest, recorder),
+            };
+            skipped.map_err(|source| ArchiveError::Read { position: self.position, source })?;
             self.position += rest;
             (self.left, self.padding) = (0, 0);
         }
@@ -312,7 +386,7 @@ impl Archive<BufReader<std::fs::File>> {
         let skip = |input: &mut BufReader<std::fs::File>, n: u64| {
             input.seek_relative(i64::try_from(n).map_err(|_| io::ErrorKind::InvalidData)?)
         };
-        Ok(Self { input, skip, position: 0, left: 0, padding: 0 })
+        Ok(Self { input, skip, position: 0, left: 0, padding: 0, recorder: None })
     }
 }
 
@@ -336,6 +410,17 @@ impl<R: Read> Read for Archive<R> {
 fn discard<R: Read>(input: &mut R, n: u64) -> io::Result<()> {
     let copied = io::copy(&mut input.take(n), &mut io::sink())?;
     if copied == n { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+fn copy_raw<R: Read>(input: &mut R, mut n: u64, recorder: &mut Recorder) -> io::Result<()> {
+    let mut buffer = [0; 8192];
+    while n > 0 {
+        let room = usize::try_from(n).unwrap_or(usize::MAX).min(buffer.len());
+        input.read_exact(&mut buffer[..room])?;
+        recorder.raw(&buffer[..room]);
+        n -= room as u64;
+    }
+    Ok(())
 }
 
 fn bad(position: u64, reason: &str) -> ArchiveError {
@@ -389,6 +474,10 @@ fn number(field: &[u8]) -> Option<i64> {
             .iter()
             .try_fold(first, |sum, b| sum.checked_mul(256).and_then(|sum| sum.checked_add(i128::from(*b))))?;
         return i64::try_from(value).ok();
+    }
+    // A leading NUL ends the number for some readers, and is skipped by others.
+    if field[0] == 0 && field.iter().any(|b| !matches!(b, 0 | b' ')) {
+        return None;
     }
     let text = field.split(|b| *b == 0).next().unwrap_or_default().trim_ascii();
     if text.is_empty() {

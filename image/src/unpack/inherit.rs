@@ -101,7 +101,7 @@ fn look_up(lowers: &[BorrowedFd<'_>], path: &[u8]) -> io::Result<Below> {
 }
 
 /// The directory of the merged lower layers that `path` leads to, without symlinks in it.
-fn resolve(lowers: &[BorrowedFd<'_>], path: &[u8]) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn resolve(lowers: &[BorrowedFd<'_>], path: &[u8]) -> io::Result<Option<Vec<u8>>> {
     let mut todo: VecDeque<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
     let mut at: Vec<Vec<u8>> = Vec::new();
     let mut links = 0;

@@ -100,6 +100,11 @@ impl NetworkConfig {
 impl ImageConfig {
     fn check(&self, problems: &mut Vec<String>) {
         absolute("image.hosts_dir", &self.hosts_dir, problems);
+        for (key, path) in [("image.auth_file", &self.auth_file), ("image.policy", &self.policy)] {
+            if !path.is_empty() {
+                absolute(key, path, problems);
+            }
+        }
         if self.max_parallel_downloads == 0 {
             problems.push("image.max_parallel_downloads: 0 would never fetch anything".into());
         }

@@ -1,8 +1,11 @@
-//! crisp's own service, for what CRI has no call for: importing local archives, and pulls that show progress.
+//! crisp's own service, for what CRI has no call for: archives of images, their layers, and pulls that show progress.
+
+mod check;
+mod save;
 
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
-use crisp_image::{ImportOptions, LayerState, PullOptions, PullProgress, Reference};
+use crisp_image::{LayerState, PullOptions, PullProgress, Reference};
 use crisp_proto::admin::v1::{self as api, admin_server::Admin};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::UnboundedReceiverStream};
@@ -34,7 +37,7 @@ impl Admin for Administration {
         let images = self
             .node
             .store
-            .import(&path, ImportOptions::default())
+            .import(&path, image::import_options(&self.node))
             .await
             .stage(format_args!("import {}", path.display()))?;
         let images = images
@@ -58,6 +61,28 @@ impl Admin for Administration {
         let (sender, receiver) = mpsc::unbounded_channel();
         tokio::spawn(pull(self.node.clone(), reference, options, watched, sender));
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(receiver))))
+    }
+
+    type SaveStream = save::Bytes;
+
+    async fn save(&self, request: Request<api::SaveRequest>) -> Result<Response<Self::SaveStream>, Status> {
+        Ok(Response::new(save::archive(&self.node, request.into_inner().images)?))
+    }
+
+    async fn image_layers(
+        &self,
+        request: Request<api::ImageLayersRequest>,
+    ) -> Result<Response<api::ImageLayersResponse>, Status> {
+        Ok(Response::new(check::layers(&self.node, &request.into_inner().images)?))
+    }
+
+    type CheckImagesStream = check::Layers;
+
+    async fn check_images(
+        &self,
+        request: Request<api::CheckImagesRequest>,
+    ) -> Result<Response<Self::CheckImagesStream>, Status> {
+        Ok(Response::new(check::images(&self.node, request.into_inner())?))
     }
 }
 

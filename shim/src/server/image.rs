@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crisp_image::{AuthFields, Credentials, ErrorKind, Image, PullError, PullOptions, Reference};
+use crisp_image::{
+    AuthFields, Credentials, ErrorKind, Image, ImportOptions, PullError, PullOptions, Reference,
+};
 use crisp_proto::runtime::v1::{self as cri, image_service_server::ImageService};
 use tonic::{Request, Response, Status};
 
@@ -65,10 +67,18 @@ fn wanted(spec: Option<cri::ImageSpec>) -> Result<String, RequestError> {
 pub fn pull_options(node: &Node) -> PullOptions {
     PullOptions {
         hosts_dir: node.config.image.hosts_dir.clone().into(),
+        auth_file: node.config.image.auth_file.clone().into(),
+        policy: node.config.image.policy.clone().into(),
         max_parallel: node.config.image.max_parallel_downloads,
         progress_timeout: Duration::from_secs(node.config.image.progress_timeout_seconds),
         ..PullOptions::default()
     }
+}
+
+/// How an archive is to be taken in, from the daemon's configuration.
+#[must_use]
+pub fn import_options(node: &Node) -> ImportOptions {
+    ImportOptions { policy: node.config.image.policy.clone().into(), ..ImportOptions::default() }
 }
 
 /// Credentials of a request, if it has any that crisp can use.
@@ -104,6 +114,7 @@ pub fn pull_error(error: &PullError) -> RequestError {
     match error.kind() {
         ErrorKind::RegistryUnavailable => RequestError::unknown(format!("RegistryUnavailable: {text}")),
         ErrorKind::NotFound => RequestError::new(Class::NotFound, text),
+        ErrorKind::Policy => RequestError::unknown(format!("SignatureValidationFailed: {text}")),
         _ => RequestError::unknown(text),
     }
 }

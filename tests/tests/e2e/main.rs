@@ -26,6 +26,8 @@ mod host_reach;
 mod hostile_accounts;
 mod hostile_proc;
 mod ids;
+mod image_crashes;
+mod image_files;
 mod interactive;
 mod limits;
 mod log_paths;
@@ -102,6 +104,8 @@ fn main() -> ExitCode {
         resistance::CASES,
         reports::CASES,
         pulls::CASES,
+        image_crashes::CASES,
+        image_files::CASES,
         pairs::CASES,
         restart::CASES,
         seccomp::CASES,

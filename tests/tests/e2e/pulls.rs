@@ -1,11 +1,17 @@
 //! Images from a real registry: Debian's docker-registry on the loopback, over HTTP and HTTPS, under public names.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
+use crisp_tests::build::{Build, Tar};
 use crisp_tests::cri::{container_config, image, together};
 use crisp_tests::images::Registry;
 use crisp_tests::node::Node;
 use crisp_tests::place::Need;
+use serde_json::json;
+use tonic::Code;
 
 use crate::case::Case;
 
@@ -43,6 +49,18 @@ pub(crate) const CASES: &[Case] = &[
         needs: &[Need::Registry],
         images: &[],
         run: concurrent,
+    },
+    Case {
+        name: "i14_an_image_that_comes_and_goes_gives_whole_containers_or_none",
+        needs: &[Need::Registry],
+        images: &[],
+        run: coming_and_going,
+    },
+    Case {
+        name: "i12_an_image_of_a_checkpoint_is_an_image_like_any_other",
+        needs: &[],
+        images: &["busybox"],
+        run: checkpoint,
     },
 ];
 
@@ -168,4 +186,77 @@ fn concurrent(node: &mut Node) -> Result<()> {
     let refused = node.cri().create(&pod.id, &container_config("c", name, &["true"]), &pod.config);
     ensure!(refused.is_err());
     node.end_pod(&pod)
+}
+
+fn coming_and_going(node: &mut Node) -> Result<()> {
+    let _registry = Registry::start(&node.registry_hosts(), false)?;
+    let name = "docker.io/crisp/test-gzip:1";
+    node.cri().pull(name)?;
+    let pod = node.run_pod("coming")?;
+    let done = AtomicBool::new(false);
+    let made: Result<Vec<String>> = thread::scope(|scope| {
+        let removals = scope.spawn(|| -> Result<usize> {
+            let mut count = 0;
+            while !done.load(Ordering::Relaxed) {
+                remove(node, name)?;
+                node.cri().pull(name)?;
+                count += 1;
+            }
+            Ok(count)
+        });
+        let one = |number: usize| -> Result<Option<String>> {
+            let config = container_config(&format!("c{number}"), name, &["sleep", "3600"]);
+            match node.cri().create(&pod.id, &config, &pod.config) {
+                Ok(id) => Ok(Some(id)),
+                Err(refused) if refused.code() == Code::NotFound => Ok(None),
+                Err(other) => Err(other.into()),
+            }
+        };
+        let workers: Vec<_> = (0..5_usize)
+            .map(|worker| {
+                scope.spawn(move || (0..10).map(|i| one(worker * 10 + i)).collect::<Result<Vec<_>>>())
+            })
+            .collect();
+        let made: Result<Vec<Vec<Option<String>>>> =
+            workers.into_iter().map(|worker| worker.join().expect("no panic")).collect();
+        done.store(true, Ordering::Relaxed);
+        ensure!(removals.join().expect("no panic")? > 0, "the image was never removed meanwhile");
+        Ok(made?.into_iter().flatten().flatten().collect())
+    });
+    let made = made?;
+    remove(node, name)?;
+    // Whatever was made stands on whole layers, though the image is gone.
+    let mut seen = None;
+    for id in &made {
+        node.cri().start(id)?;
+        let files =
+            node.cri().shell(id, "cd / && find bin etc -xdev -type f | sort | xargs md5sum 2>/dev/null")?;
+        ensure!(files.lines().count() > 1, "{files}");
+        ensure!(seen.get_or_insert_with(|| files.clone()) == &files, "a container with other files: {files}");
+    }
+    node.end_pod(&pod)
+}
+
+/// What CRI-O takes for a checkpoint, by its annotation, with a configuration that wants the host.
+fn checkpoint(node: &mut Node) -> Result<()> {
+    let name = "docker.io/crisp/test-checkpoint:1";
+    let hostile =
+        r#"{"mounts":[{"destination":"/host","source":"/","type":"bind"}],"rootfsImageName":"busybox"}"#;
+    let tar = Tar::default()
+        .file("config.dump", hostile.as_bytes())
+        .file("spec.dump", hostile.as_bytes())
+        .symlink("container.log", "/etc/shadow")
+        .dir("checkpoint");
+    let labels = json!({"io.kubernetes.cri-o.annotations.checkpoint.name": "x", "org.criu.checkpoint.container.name": "x"});
+    node.build_image(name, Build::on("busybox").layer(tar).set("Labels", labels))?;
+    let before = node.cri().image_id("busybox")?;
+    let pod = node.run_pod("checkpoint")?;
+    let id = node.launch(&pod, "c", name, &["sleep", "3600"])?;
+    let said = node.cri().shell(&id, "ls -d /host 2>&1; cat /proc/mounts; cat /config.dump")?;
+    ensure!(said.contains("/host: No such file") && said.contains("rootfsImageName"), "{said}");
+    let status = node.cri().container(&id)?;
+    ensure!(status.mounts.is_empty(), "{:?}", status.mounts);
+    ensure!(node.cri().image_id("busybox")? == before, "another image has the name now");
+    node.end_pod(&pod)?;
+    remove(node, name)
 }

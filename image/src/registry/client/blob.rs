@@ -3,7 +3,7 @@
 //! reader of the stream does.
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
 use reqwest::{Method, Response, StatusCode};
 
 use super::{Registry, RegistryError, Request};
@@ -12,6 +12,8 @@ use crate::registry::{Answer, Attempt};
 
 /// Connections that broke after they had delivered something, before it is given up.
 const RESUMES_MAX: u32 = 64;
+/// How often all endpoints are gone through again without a byte in between.
+const ROUNDS_MAX: u32 = 3;
 
 /// A blob being read. Cancel safety: dropping it closes the connection.
 #[derive(Debug)]
@@ -27,24 +29,27 @@ pub(crate) struct Blob<'a> {
     /// Bytes to drop: the server sent the whole again instead of the rest.
     skip: u64,
     resumes: u32,
+    rounds: u32,
     /// Where the present connection began.
     began: u64,
     attempts: Vec<Attempt>,
 }
 
 impl Registry {
-    /// The blob with this digest and size. Nothing is requested before the first [`Blob::chunk`].
-    pub(crate) fn blob(&self, digest: Digest, size: u64) -> Blob<'_> {
+    /// The blob with this digest and size, from byte `from` on. Nothing is requested before the first
+    /// [`Blob::chunk`], and nothing at all when `from` is its end.
+    pub(crate) fn blob(&self, digest: Digest, size: u64, from: u64) -> Blob<'_> {
         Blob {
             registry: self,
             digest,
             size,
-            offset: 0,
+            offset: from,
             index: 0,
             response: None,
             skip: 0,
             resumes: 0,
-            began: 0,
+            rounds: 0,
+            began: from,
             attempts: Vec::new(),
         }
     }
@@ -68,6 +73,7 @@ impl Blob<'_> {
                     self.skip -= drop as u64;
                     if !chunk.is_empty() {
                         self.offset += chunk.len() as u64;
+                        self.rounds = 0;
                         return Ok(Some(chunk));
                     }
                 }
@@ -95,8 +101,27 @@ impl Blob<'_> {
         self.index += 1;
     }
 
-    /// Gets a response from the first endpoint that gives one.
+    /// Gets a response from the first endpoint that gives one. When none does and one of them may only be
+    /// restarting, all are asked again after a while.
     async fn connect(&mut self) -> Result<(), RegistryError> {
+        loop {
+            if self.connect_to_next().await {
+                return Ok(());
+            }
+            let attempts = std::mem::take(&mut self.attempts);
+            let passing =
+                |a: &Attempt| matches!(a.kind, Answer::Unavailable | Answer::Unreachable | Answer::Broken);
+            if self.rounds == ROUNDS_MAX || !attempts.iter().any(passing) {
+                return Err(self.registry.refused(&format!("layer {}", self.digest), attempts));
+            }
+            self.rounds += 1;
+            tokio::time::sleep(super::wait(&HeaderMap::new(), self.rounds)).await;
+            self.index = 0;
+        }
+    }
+
+    /// Goes through the endpoints that have not been given up.
+    async fn connect_to_next(&mut self) -> bool {
         while let Some(endpoint) = self.registry.endpoints.get(self.index) {
             if !endpoint.pull || self.registry.skips(self.index, &self.attempts) {
                 self.index += 1;
@@ -108,7 +133,7 @@ impl Blob<'_> {
             match answer.and_then(|response| self.accept(response)) {
                 Ok(()) => {
                     self.began = self.offset;
-                    return Ok(());
+                    return true;
                 }
                 Err(attempt) => {
                     self.attempts.push(attempt);
@@ -116,8 +141,7 @@ impl Blob<'_> {
                 }
             }
         }
-        let attempts = std::mem::take(&mut self.attempts);
-        Err(self.registry.refused(&format!("layer {}", self.digest), attempts))
+        false
     }
 
     /// Checks what the headers announce against what was declared and asked for.

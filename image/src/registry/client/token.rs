@@ -1,10 +1,10 @@
 //! The answer to a 401: a token from the server that the registry names, or user and password.
 
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use reqwest::{Response, Url};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::{Registry, chain};
+use super::{Registry, TRIES, chain, hosts, wait};
 use crate::registry::auth::{Challenge, Secret, basic_header, bearer_header};
 use crate::registry::{Answer, Attempt};
 
@@ -31,11 +31,8 @@ impl Registry {
         if !at_home {
             return Ok(None);
         }
-        let secret = self
-            .credentials
-            .as_ref()
-            .filter(|c| c.are_for(&endpoint.authority(), &self.domain))
-            .map(|c| &c.secret);
+        let secret = self.secret(index).await?;
+        let secret = secret.as_ref();
         let challenge = Challenge::read(refusal.headers(), refusal.url(), &self.repository)
             .map_err(|text| self.attempt(index, Answer::Denied, text))?;
         let header = match (challenge, secret) {
@@ -50,6 +47,19 @@ impl Registry {
             }
         };
         Ok(header)
+    }
+
+    /// What this endpoint may see: of what came with the pull, or else of the operator's file.
+    async fn secret(&self, index: usize) -> Result<Option<Secret>, Attempt> {
+        let authority = self.endpoints[index].authority();
+        if let Some(credentials) = &self.credentials {
+            let fitting = credentials.are_for(&authority, &self.domain);
+            return Ok(fitting.then(|| credentials.secret.clone()));
+        }
+        // A mirror has credentials of its own, if any.
+        let name = if hosts::api_host(&self.domain) == authority { &self.domain } else { &authority };
+        let found = self.auth_file.secret(name, &self.repository).await;
+        found.map_err(|e| self.attempt(index, Answer::Denied, chain(&e)))
     }
 
     /// Asks a token server, with user and password if there are any (distribution's token
@@ -89,11 +99,7 @@ impl Registry {
                 _ => request,
             }
         };
-        let mut response = match self.patiently(request.send()).await {
-            None => return Err(failed(Answer::Silent, self.stalled())),
-            Some(Err(e)) => return Err(failed(Answer::Unavailable, chain(&e))),
-            Some(Ok(response)) => response,
-        };
+        let mut response = self.ask(request).await.map_err(|(kind, text)| failed(kind, text))?;
         if !response.status().is_success() {
             let attempt = self.failed(index, response).await;
             return Err(failed(attempt.kind, attempt.answer));
@@ -109,5 +115,33 @@ impl Registry {
             .map_err(|_| failed(Answer::Invalid, "answer is not JSON".to_owned()))?;
         let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
         token.ok_or_else(|| failed(Answer::Invalid, "answer has no token".to_owned()))
+    }
+
+    /// A token server gets as many tries as a registry.
+    async fn ask(&self, request: RequestBuilder) -> Result<Response, (Answer, String)> {
+        let mut tries = 1;
+        loop {
+            // Its body is bytes, so there is always a copy.
+            let Some(copy) = request.try_clone() else {
+                return Err((Answer::Invalid, "request cannot be repeated".to_owned()));
+            };
+            let pause = match self.patiently(copy.send()).await {
+                None => return Err((Answer::Silent, self.stalled())),
+                Some(Err(e)) if e.is_connect() || tries == TRIES => {
+                    return Err((Answer::Unavailable, chain(&e)));
+                }
+                Some(Err(_)) => wait(&HeaderMap::new(), tries),
+                Some(Ok(response)) => {
+                    let status = response.status();
+                    let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+                    if !busy || tries == TRIES {
+                        return Ok(response);
+                    }
+                    wait(response.headers(), tries)
+                }
+            };
+            tokio::time::sleep(pause).await;
+            tries += 1;
+        }
     }
 }

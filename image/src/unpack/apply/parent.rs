@@ -102,6 +102,7 @@ impl Applier<'_> {
         replaces: bool,
     ) -> Result<(), UnpackError> {
         self.count(1, PAGE)?;
+        self.done.replaced |= replaces;
         if replaces {
             remove_tree(dir, name).map_err(|e| io_error(entry, "replace", e))?;
         }

@@ -1,6 +1,7 @@
 //! PAX extended headers (POSIX.1-2001 pax, "pax Header Block"). Purpose: records become typed values, and
 //! records that contradict each other are refused. Reads nothing itself.
 
+use super::sparse::Records;
 use super::{ArchiveError, bad};
 
 /// What PAX records say about an entry.
@@ -13,6 +14,7 @@ pub(super) struct Pax {
     pub(super) gid: Option<u32>,
     pub(super) mtime: Option<(i64, u32)>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) sparse: Records,
 }
 
 impl Pax {
@@ -44,8 +46,10 @@ impl Pax {
                 *(if key == b"uid" { &mut self.uid } else { &mut self.gid }) = Some(id);
             }
             b"mtime" => self.mtime = Some(time(value).ok_or_else(invalid)?),
-            _ if key.starts_with(b"GNU.sparse.") => return Err("sparse files are not supported".to_owned()),
             _ => {
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    return self.sparse.set(key, value);
+                }
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     if name.is_empty() || name.contains(&0) || name.len() > 255 {
                         return Err(format!("extended attribute name {:?}", shown()));
@@ -67,7 +71,7 @@ fn record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((&body[..equals], &body[equals + 1..], &data[length..]))
 }
 
-fn decimal(text: &[u8]) -> Option<u64> {
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() || text.len() > 20 || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }

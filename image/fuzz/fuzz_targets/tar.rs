@@ -1,0 +1,4 @@
+//! Layers as they come. The rules are in crisp_image::fuzzing.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| crisp_image::fuzzing::tar(data));
