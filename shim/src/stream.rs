@@ -15,6 +15,8 @@ mod command;
 mod descriptor;
 mod exec;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod inbox;
 mod negotiate;
 mod pump;
