@@ -54,6 +54,8 @@ impl Pull {
         let usage = match (fetched, self.inner.layer(&chain)) {
             (Some(fetched), _) => self.commit(job.blob.digest, job.chains, job.index, fetched).await?,
             (None, Some(usage)) => {
+                // A daemon that was killed right after the commit has left it.
+                self.inner.forget_kept(job.blob.digest);
                 self.progress.send_modify(|p| p.set(job.index, LayerState::Present, 0));
                 usage
             }

@@ -62,6 +62,17 @@ async fn i05_a_pull_goes_on_where_the_last_one_was_cut_off_also_after_a_restart(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t15_what_a_daemon_killed_after_the_commit_has_left_goes_with_the_next_pull() {
+    let (bench, built) = (Bench::new().await, big_image());
+    bench.registry.serve("app", Some("1"), &built);
+    bench.pull("app:1").await.unwrap();
+    let left = bench.tmp.path().join("root/downloads").join(Digest::of(&built.layers[1].blob).hex());
+    std::fs::write(&left, &built.layers[1].blob).unwrap();
+    bench.pull("app:1").await.unwrap();
+    assert!(bench.entries("downloads").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn i04_a_kept_part_that_is_not_the_beginning_is_fetched_anew() {
     let (bench, built) = (Bench::new().await, big_image());
     bench.cut_off(&built, 2_000_000).await;
