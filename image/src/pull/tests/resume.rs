@@ -68,7 +68,9 @@ async fn t15_what_a_daemon_killed_after_the_commit_has_left_goes_with_the_next_p
     bench.pull("app:1").await.unwrap();
     let left = bench.tmp.path().join("root/downloads").join(Digest::of(&built.layers[1].blob).hex());
     std::fs::write(&left, &built.layers[1].blob).unwrap();
-    bench.pull("app:1").await.unwrap();
+    // Another image of the same layers: what the daemon had not come to say.
+    bench.registry.serve("app", Some("2"), &image("other", big_image().layers));
+    bench.pull("app:2").await.unwrap();
     assert!(bench.entries("downloads").is_empty());
 }
 
