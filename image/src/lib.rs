@@ -50,5 +50,5 @@ pub use registry::{
     Attempt, AuthFields, AuthFileError, CredentialError, Credentials, HostsError, RegistryError,
 };
 pub use snapshot::{Snapshot, SnapshotError};
-pub use store::{FsUsage, Image, Layer, Store, StoreError, StoreOptions};
+pub use store::{FsUsage, Image, Layer, Store, StoreError, StoreOptions, Written};
 pub use unpack::{ApplyError, ArchiveError, UnpackError};

@@ -28,6 +28,7 @@ mod locks;
 mod mend;
 mod publish;
 mod record;
+mod written;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,11 +42,12 @@ use locks::Locks;
 pub(crate) use mend::mend;
 pub(crate) use publish::NewImage;
 pub use record::{Image, Layer};
+use written::Figures;
+pub use written::Written;
 
 use crate::digest::{Digest, DigestError};
 use crate::pull::Flights;
 use crate::reference::Reference;
-use crate::rooted;
 
 /// Bytes that wait between the network and unpacking, of all pulls together. The network waits beyond.
 pub(crate) const BUDGET: usize = 8 << 20;
@@ -71,6 +73,7 @@ pub(crate) struct Inner {
     /// Bytes between the network and unpacking, of all pulls together.
     pub(crate) budget: Arc<tokio::sync::Semaphore>,
     pub(crate) flights: Flights,
+    written: Figures,
     serial: AtomicU64,
 }
 
@@ -147,9 +150,6 @@ pub enum StoreError {
     /// A container with this id has its directories already.
     #[error("container {0} has a writable layer already")]
     ContainerExists(String),
-    /// No such container.
-    #[error("container {0} has no writable layer")]
-    NoContainer(String),
     /// A background task of the store died.
     #[error("image store task stopped")]
     Stopped,
@@ -193,6 +193,7 @@ impl Store {
                 blob_locks: Locks::default(),
                 budget: Arc::new(tokio::sync::Semaphore::new(BUDGET)),
                 flights: Flights::default(),
+                written: Figures::default(),
                 serial: AtomicU64::new(0),
             }),
         })
@@ -255,34 +256,6 @@ impl Store {
     pub async fn release(&self, container_id: &str) -> Result<(), StoreError> {
         let (inner, id) = (self.inner.clone(), container_id.to_owned());
         blocking(move || inner.release(&id)).await?
-    }
-
-    /// Allocated bytes and inodes of what a container wrote: its writable layer, and the volumes that its image
-    /// declares. Walks the directories.
-    ///
-    /// # Errors
-    /// [`StoreError::NoContainer`], or a directory that cannot be read.
-    pub async fn writable_usage(&self, container_id: &str) -> Result<(u64, u64), StoreError> {
-        if !self.inner.read().containers.contains_key(container_id) {
-            return Err(StoreError::NoContainer(container_id.to_owned()));
-        }
-        let dir = self.inner.container_dir(container_id);
-        blocking(move || {
-            let (mut bytes, mut inodes) = (0, 0);
-            for part in [dir.join("upper"), dir.join("volumes")] {
-                match rooted::usage(&part) {
-                    Ok((more_bytes, more_inodes)) => {
-                        bytes += more_bytes;
-                        inodes += more_inodes;
-                    }
-                    // Most containers have no volumes here.
-                    Err(e) if e.kind() == io::ErrorKind::NotFound && part.ends_with("volumes") => {}
-                    Err(source) => return Err(StoreError::Io { stage: "measure", path: part, source }),
-                }
-            }
-            Ok((bytes, inodes))
-        })
-        .await?
     }
 }
 

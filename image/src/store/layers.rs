@@ -246,6 +246,7 @@ impl Inner {
             Err(source) => return Err(StoreError::Io { stage: "release", path: from, source }),
         }
         if self.write().containers.remove(id).is_some() {
+            self.written.forget(id);
             self.sweep();
         }
         Ok(())

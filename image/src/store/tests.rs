@@ -80,11 +80,20 @@ async fn i14_a_container_keeps_its_layers_until_it_is_released() {
     assert_eq!(store.snapshot("c1").unwrap().lowers(), snapshot.lowers());
     assert!(store.usage().bytes > 0);
     std::fs::write(snapshot.upper().join("f"), vec![1; 100_000]).unwrap();
-    assert!(store.writable_usage("c1").await.unwrap().0 >= 100_000);
+    assert_eq!(store.written("c1"), None, "no call waits for it");
+    let written = loop {
+        match store.written("c1") {
+            Some(written) => break written,
+            None => tokio::task::yield_now().await,
+        }
+    };
+    assert!(written.bytes >= 100_000 && written.inodes == 2, "{written:?}");
+    std::fs::write(snapshot.upper().join("g"), vec![1; 100_000]).unwrap();
+    assert_eq!(store.written("c1"), Some(written), "what is fresh is not measured again");
     store.release("c1").await.unwrap();
     store.release("c1").await.unwrap();
     assert_eq!((bench.layers(), store.containers().len()), (0, 0));
-    assert!(matches!(store.writable_usage("c1").await, Err(StoreError::NoContainer(_))));
+    assert_eq!(store.written("c1"), None);
     assert!(bench.store.inner.prepare(&image, &[], "../x").is_err());
     let gone = store.prepare(&image, &[], "c3").unwrap_err();
     assert!(gone.to_string().contains("not in the store"), "{gone}");

@@ -62,7 +62,7 @@ async fn pod(node: &Arc<Node>, view: View, storage: Storage) -> Result<cri::PodS
     let mut running = Vec::new();
     for record in view.containers.values() {
         if let ContainerPhase::Running { started_nanos } = record.phase {
-            running.push((record.clone(), started_nanos, stats::layer_usage(node, record).await));
+            running.push((record.clone(), started_nanos, node.store.written(record.id.as_str())));
         }
     }
     let node = node.clone();

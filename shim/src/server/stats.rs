@@ -5,6 +5,7 @@
 
 use std::{path::Path, sync::Arc};
 
+use crisp_image::Written;
 use crisp_netns::stats::{InterfaceStats, interface_stats_in};
 use crisp_proto::runtime::v1 as cri;
 use crisp_runtime::cgroup::{CgroupStats, Pressure, PressureLine};
@@ -15,7 +16,7 @@ use crate::{
     node::{Node, blocking},
     pod::{Pod, View, build},
     record::{ContainerPhase, ContainerRecord, SandboxPhase},
-    time::now_nanos,
+    time::{nanos, now_nanos},
 };
 
 fn number(value: u64) -> Option<cri::UInt64Value> {
@@ -30,7 +31,7 @@ pub async fn one_container(
     node: &Arc<Node>,
     record: Arc<ContainerRecord>,
 ) -> Result<cri::ContainerStats, RequestError> {
-    let layer = layer_usage(node, &record).await;
+    let layer = node.store.written(record.id.as_str());
     let node = node.clone();
     blocking(move || Ok(container(&node, &record, layer))).await
 }
@@ -49,11 +50,6 @@ pub async fn containers(
         all.push(one_container(node, record).await?);
     }
     Ok(all)
-}
-
-/// Bytes and inodes of a writable layer.
-pub(super) async fn layer_usage(node: &Node, record: &ContainerRecord) -> Option<(u64, u64)> {
-    node.store.writable_usage(record.id.as_str()).await.ok()
 }
 
 fn fits(record: &ContainerRecord, filter: &cri::ContainerStatsFilter) -> bool {
@@ -104,7 +100,7 @@ async fn ready_pod(node: &Arc<Node>, view: View) -> Result<cri::PodSandboxStats,
     blocking(move || Ok(sandbox(&node, &view, containers))).await
 }
 
-fn container(node: &Node, record: &ContainerRecord, layer: Option<(u64, u64)>) -> cri::ContainerStats {
+fn container(node: &Node, record: &ContainerRecord, layer: Option<Written>) -> cri::ContainerStats {
     let now = now_nanos();
     let stats = match record.phase {
         ContainerPhase::Exited(_) => None,
@@ -127,7 +123,7 @@ fn container(node: &Node, record: &ContainerRecord, layer: Option<(u64, u64)>) -
         attributes: Some(attributes),
         cpu: stats.as_ref().map(|stats| cpu(stats, now)),
         memory: stats.as_ref().map(|stats| memory(stats, limit, now)),
-        writable_layer: layer.map(|layer| writable_layer(node, layer, now)),
+        writable_layer: layer.map(|layer| writable_layer(node, layer)),
         swap: stats.as_ref().and_then(|stats| swap(stats, now)),
         io: stats.as_ref().and_then(|stats| io(stats, now)),
     }
@@ -143,13 +139,13 @@ pub(super) fn read_cgroup(node: &Node, path: &str) -> Option<CgroupStats> {
     }
 }
 
-fn writable_layer(node: &Node, (bytes, inodes): (u64, u64), now: i64) -> cri::FilesystemUsage {
+fn writable_layer(node: &Node, written: Written) -> cri::FilesystemUsage {
     let mountpoint = node.store.root().to_string_lossy().into_owned();
     cri::FilesystemUsage {
-        timestamp: now,
+        timestamp: nanos(written.at),
         fs_id: Some(cri::FilesystemIdentifier { mountpoint }),
-        used_bytes: number(bytes),
-        inodes_used: number(inodes),
+        used_bytes: number(written.bytes),
+        inodes_used: number(written.inodes),
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crisp_image::Written;
 use crisp_proto::runtime::v1 as cri;
 use crisp_runtime::cgroup::CgroupStats;
 use crisp_sys::{
@@ -56,7 +57,7 @@ pub(super) struct Reading {
     /// RLIMIT_NOFILE of the first process.
     pub(super) soft_open_files: Option<u64>,
     /// Bytes and inodes.
-    pub(super) layer: Option<(u64, u64)>,
+    pub(super) layer: Option<Written>,
     pub(super) storage: Storage,
     pub(super) resources: cri::LinuxContainerResources,
     pub(super) started_nanos: i64,
@@ -69,7 +70,7 @@ impl Reading {
         node: &Node,
         record: &ContainerRecord,
         started_nanos: i64,
-        layer: Option<(u64, u64)>,
+        layer: Option<Written>,
         storage: Storage,
     ) -> Option<Self> {
         let stats = stats::read_cgroup(node, &record.cgroup)?;

@@ -20,7 +20,7 @@ const IO: super::family::Needs = Controller("io");
 
 pub(super) const ALL: &[Row] = &[
     Row::gauge("container_fs_usage_bytes", "Bytes that the writable layer takes up.", Nothing, |r| {
-        on_storage(r, r.layer.map(|(bytes, _)| bytes))
+        on_storage(r, r.layer.map(|layer| layer.bytes))
     })
     .by(DEVICE),
     Row::gauge("container_fs_limit_bytes", "Size of the layer's file system.", Nothing, |r| {

@@ -35,7 +35,7 @@ fn reading() -> Reading {
         descriptors: 3,
         sockets: 0,
         soft_open_files: Some(1024),
-        layer: Some((4096, 1)),
+        layer: Some(crisp_image::Written { bytes: 4096, inodes: 1, at: std::time::SystemTime::now() }),
         storage: Storage { device: "/dev/sda".to_owned(), space: Some(Default::default()) },
         resources: Default::default(),
         started_nanos: 5_000_000_001,

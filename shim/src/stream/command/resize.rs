@@ -2,16 +2,15 @@
 //!
 //! Must not know: whose terminal it is.
 
-use serde::Deserialize;
+use serde_json::{Map, Value};
 
 /// Most bytes of an object that has not arrived whole.
 const PART_MAX: usize = 1024;
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Size {
-    width: u16,
-    height: u16,
+/// Columns and rows, where an object tells them and there are any.
+fn size(object: &Map<String, Value>) -> Option<(u16, u16)> {
+    let number = |name| object.get(name)?.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
+    Some((number("Width")?, number("Height")?))
 }
 
 /// Collects what arrives.
@@ -25,15 +24,13 @@ impl Sizes {
     /// what is no size.
     pub(in crate::stream) fn push(&mut self, bytes: &[u8]) -> Option<(u16, u16)> {
         self.part.extend_from_slice(bytes);
-        let mut objects = serde_json::Deserializer::from_slice(&self.part).into_iter::<Size>();
+        let mut objects = serde_json::Deserializer::from_slice(&self.part).into_iter::<Map<_, _>>();
         let (mut last, mut used) = (None, 0);
         let whole = loop {
             match objects.next() {
-                Some(Ok(size)) => {
+                Some(Ok(object)) => {
                     used = objects.byte_offset();
-                    if size.width > 0 && size.height > 0 {
-                        last = Some((size.width, size.height));
-                    }
+                    last = size(&object).or(last);
                 }
                 Some(Err(error)) => break error.is_eof(),
                 None => break true,
