@@ -228,18 +228,13 @@ fn terminal(node: &mut Node) -> Result<()> {
             config.tty = true;
             config.mounts = vec![bind(&volume, place)];
             let race = Flipper::start(&own, &link);
+            // A terminal needs the runtime's own devices, so no volume in their place gives one, in whichever state it is.
             for round in 0..flipper::rounds() / 2 {
-                let Ok(id) = node.cri().create(&pod.id, &config, &pod.config) else { continue };
-                let all = mounts(node, &id)?;
-                let consoles = all.iter().filter(|(_, place, _)| place.ends_with("/console"));
-                for (root, place, kind) in consoles {
-                    ensure!(kind == "devpts", "round {round}: {place} is {root} of {kind}");
-                }
-                for fd in ["0", "1", "2"] {
-                    let at = fs::read_link(format!("/proc/{}/fd/{fd}", node.cri().pid(&id)?))?;
-                    ensure!(at.starts_with("/dev/pts"), "round {round}: {fd} is {}", at.display());
-                }
-                node.cri().remove(&id)?;
+                let error = node.cri().create(&pod.id, &config, &pod.config);
+                let error =
+                    error.err().with_context(|| format!("{name}, round {round}: a container was made"))?;
+                let stage = "open a terminal and mount it at /dev/console: ";
+                ensure!(error.message().contains(stage), "{name}, round {round}: {error}");
             }
             race.stop(flipper::rounds())?;
         }
