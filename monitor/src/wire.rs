@@ -384,6 +384,8 @@ pub enum FailureKind {
     Invalid = 4,
     /// The program to execute is not there or cannot be executed (ENOENT, EACCES, ENOEXEC...).
     Program = 5,
+    /// A limit of memory is too small for what is to be made.
+    Memory = 6,
 }
 
 /// A process id in the monitor's PID namespace (the host's).

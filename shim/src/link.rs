@@ -182,10 +182,15 @@ fn refused(failure: &wire::Failure) -> RequestError {
         FailureKind::NotFound => Class::NotFound,
         FailureKind::Exists => Class::Exists,
         FailureKind::Precondition => Class::Precondition,
-        FailureKind::Invalid => Class::Invalid,
+        FailureKind::Invalid | FailureKind::Memory => Class::Invalid,
         FailureKind::Internal | FailureKind::Program => Class::Unknown,
     };
-    RequestError::new(class, failure.text.clone())
+    let text = match failure.kind() {
+        // The container's own, or its pod's; which one is the kernel's secret.
+        FailureKind::Memory => format!("linux.resources.memory_limit_in_bytes: {}", failure.text),
+        _ => failure.text.clone(),
+    };
+    RequestError::new(class, text)
 }
 
 /// Reads until the connection ends or nobody holds the link any more.

@@ -212,6 +212,10 @@ impl<R: Read> Archive<R> {
         let mut pax = pending.pax.unwrap_or_default();
         let size = agree_on_size(stated, pax.size, start)?;
         let is_old_sparse = kind == EntryType::GNUSparse;
+        if is_old_sparse && header.as_gnu().is_none() {
+            // Without its magic GNU tar itself does not look for the map, and takes the data for something else.
+            return Err(bad(start, "a sparse file in a header that is not GNU's"));
+        }
         if is_old_sparse && pax.sparse.any() {
             return Err(bad(start, "two sparse maps for one entry"));
         }

@@ -52,6 +52,7 @@ mod races;
 mod refusals;
 mod reports;
 mod resistance;
+mod resources;
 mod restart;
 mod sandbox;
 mod seccomp;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
         limits::CASES,
         log_paths::CASES,
         resistance::CASES,
+        resources::CASES,
         reports::CASES,
         pulls::CASES,
         image_crashes::CASES,

@@ -176,7 +176,7 @@ impl Pod {
                 asker,
                 match oom {
                     Some(_) => refuse(
-                        FailureKind::Invalid,
+                        FailureKind::Memory,
                         "create: killed by the OOM killer before it was ready: the memory limit is too small",
                     ),
                     None => failure.unwrap_or_else(|| died("create", code)),
