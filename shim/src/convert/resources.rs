@@ -29,6 +29,14 @@ pub fn resources(wanted: Option<&cri::LinuxContainerResources>) -> Result<Resour
     if wanted.memory_swap_limit_in_bytes < -1 {
         return Err(field("memory_swap_limit_in_bytes", wanted.memory_swap_limit_in_bytes));
     }
+    // The kernel takes any white space for a comma.
+    for (name, list) in [("cpuset_cpus", &wanted.cpuset_cpus), ("cpuset_mems", &wanted.cpuset_mems)] {
+        if list.chars().any(|one| one.is_whitespace() || one.is_control()) {
+            return Err(RequestError::invalid(format!(
+                "linux.resources.{name}: {list:?} is no list of numbers and ranges"
+            )));
+        }
+    }
     Ok(Resources {
         cpu_shares: wanted.cpu_shares.unsigned_abs(),
         cpu_quota: wanted.cpu_quota,
@@ -105,6 +113,10 @@ mod tests {
                 "memory_limit",
             ),
             (cri::LinuxContainerResources { cpu_shares: -1, ..Default::default() }, "cpu_shares"),
+            (
+                cri::LinuxContainerResources { cpuset_cpus: "0\n1".into(), ..Default::default() },
+                "cpuset_cpus",
+            ),
         ] {
             assert!(resources(Some(&wanted)).unwrap_err().text.contains(field));
         }
