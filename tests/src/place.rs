@@ -22,8 +22,8 @@ pub enum Need {
     Registry,
     /// A kernel that uses AppArmor, and the program that loads profiles.
     AppArmor,
-    /// A clock that may be set: a kernel of the tests' own.
-    OwnClock,
+    /// A kernel of the tests' own, whose clock may be set and whose disks may fail.
+    OwnKernel,
 }
 
 /// What keeps a test with these needs from running here; `None`: nothing does.
@@ -47,8 +47,8 @@ fn missing(need: Need) -> Option<String> {
         Need::Controllers => missing_controllers(),
         Need::Crictl => (!crictl().is_file()).then(|| format!("no crictl at {}", crictl().display())),
         Need::AppArmor => missing_apparmor(),
-        Need::OwnClock => {
-            env::var_os("CRISP_VM").is_none().then(|| "the clock is not the tests' own".to_owned())
+        Need::OwnKernel => {
+            env::var_os("CRISP_VM").is_none().then(|| "the kernel is not the tests' own".to_owned())
         }
         Need::Registry => (!registry().is_file()).then(|| format!("no {}", registry().display())),
     }

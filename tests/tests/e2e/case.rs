@@ -39,7 +39,7 @@ pub(crate) fn trials<'a>(cases: impl Iterator<Item = &'a Case>) -> Vec<Trial> {
 
 /// Whether a test needs what only the kernel of a real node has.
 fn needs_node(case: &Case) -> bool {
-    case.needs.iter().any(|need| matches!(need, Need::Controllers | Need::AppArmor | Need::OwnClock))
+    case.needs.iter().any(|need| matches!(need, Need::Controllers | Need::AppArmor | Need::OwnKernel))
 }
 
 fn trial(case: Case, required: bool) -> Trial {

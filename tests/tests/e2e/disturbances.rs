@@ -28,7 +28,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "x16_signals_to_a_monitor_do_no_harm", needs: &[], images: &["busybox"], run: monitor },
     Case {
         name: "x16_a_clock_that_is_set_moves_no_time_limit",
-        needs: &[Need::OwnClock],
+        needs: &[Need::OwnKernel],
         images: &["busybox"],
         run: clock,
     },

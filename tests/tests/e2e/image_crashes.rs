@@ -40,7 +40,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Sizes of layers: several megabytes, so that what has arrived of them is kept.
-const SIZES: [usize; 4] = [5 << 20, 2 << 20, 7 << 20, 3 << 20];
+pub(crate) const SIZES: [usize; 4] = [5 << 20, 2 << 20, 7 << 20, 3 << 20];
 
 /// Runs `test` with a daemon on the root directory `root`, and gives the node back as it was.
 fn with_root(node: &mut Node, root: &Path, test: impl FnOnce(&mut Node) -> Result<()>) -> Result<()> {
@@ -60,7 +60,7 @@ fn fresh_root() -> Result<tempfile::TempDir> {
 }
 
 /// Begins a pull that nobody waits for.
-fn begin(node: &Node, registry: &Faulty) -> thread::JoinHandle<bool> {
+pub(crate) fn begin(node: &Node, registry: &Faulty) -> thread::JoinHandle<bool> {
     let (mut pull, name) = (node.crisp_command(), registry.image());
     pull.args(["pull", &name]);
     thread::spawn(move || command::run(&mut pull).is_ok_and(|done| done.ok().is_ok()))
@@ -85,7 +85,7 @@ fn in_place(root: &Path, registry: &Faulty) -> u64 {
 }
 
 /// The image is there as a whole.
-fn whole(node: &Node, registry: &Faulty) -> Result<()> {
+pub(crate) fn whole(node: &Node, registry: &Faulty) -> Result<()> {
     let id = node.cri().image_id(&registry.image())?.context("the image is not there")?;
     let checked = node.crisp(&["images", "check", &id])?.ok()?;
     ensure!(checked.ends_with(&format!("{} layers, 0 damaged\n", registry.layers().len())), "{checked}");
@@ -94,7 +94,7 @@ fn whole(node: &Node, registry: &Faulty) -> Result<()> {
 }
 
 /// Takes the image away, and with it everything.
-fn remove(node: &Node, registry: &Faulty) -> Result<()> {
+pub(crate) fn remove(node: &Node, registry: &Faulty) -> Result<()> {
     node.cri().remove_image(cri::RemoveImageRequest { image: Some(image(&registry.image())) })?;
     let root = node.root();
     wait::until("an empty store", wait::LONG, || {

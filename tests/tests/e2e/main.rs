@@ -44,6 +44,7 @@ mod play;
 mod pod_fields;
 mod pods;
 mod port_forward;
+mod power_cuts;
 mod processes;
 mod programs;
 mod propagation;
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
         resistance::CASES,
         resources::CASES,
         reports::CASES,
+        power_cuts::CASES,
         pulls::CASES,
         image_crashes::CASES,
         image_files::CASES,
