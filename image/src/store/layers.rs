@@ -214,6 +214,8 @@ impl Inner {
             let dir = self.container_dir(id);
             delete(&dir);
             self.write().containers.remove(id);
+        } else if let Ok(nothing) = self.measure(id) {
+            self.written.begin(id, nothing);
         }
         made
     }

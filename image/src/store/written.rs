@@ -25,7 +25,7 @@ pub struct Written {
     pub at: SystemTime,
 }
 
-/// The last figure of each container that somebody has asked about.
+/// The last figure of each container that was made here, or that somebody has asked about.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     known: Mutex<HashMap<String, Figure>>,
@@ -43,6 +43,12 @@ struct Figure {
 impl Figures {
     fn known(&self) -> MutexGuard<'_, HashMap<String, Figure>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A container that has just been made has written nothing; what its directories take up is known at once.
+    pub(super) fn begin(&self, container: &str, (bytes, inodes): (u64, u64)) {
+        let last = Some(Written { bytes, inodes, at: SystemTime::now() });
+        self.known().insert(container.to_owned(), Figure { last, due: Some(Instant::now()) });
     }
 
     pub(super) fn forget(&self, container: &str) {
