@@ -1,6 +1,6 @@
 //! Removing: what runs is killed, the monitor forgets it, and its cgroup, writable layer and directory go.
 
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use crisp_monitor::wire::{Call, ContainerRef};
 use tokio::{sync::watch, time::timeout};
@@ -64,11 +64,18 @@ pub async fn traces(node: &Arc<Node>, sandbox: &Id, id: &Id, cgroup: &str) -> Re
     blocking(move || task_node.cgroups.remove(&cgroup).stage(format_args!("remove cgroup {cgroup}"))).await?;
     node.store.release(id.as_str()).await.stage("remove its writable layer")?;
     let dir = node.state.pod(sandbox).container(id);
-    blocking(move || match fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).stage(format_args!("remove {}", dir.display()))
+    blocking(move || remove_directory(&dir).stage(format_args!("remove {}", dir.display()))).await
+}
+
+/// The end of a container that was killed for its removal may be recorded while its directory is emptied: once, so that
+/// another round finds nothing new.
+fn remove_directory(dir: &Path) -> io::Result<()> {
+    let mut rounds = 0;
+    loop {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && rounds < 3 => rounds += 1,
+            other => return other,
         }
-        _ => Ok(()),
-    })
-    .await
+    }
 }
