@@ -114,14 +114,17 @@ impl Terminal {
     /// It has ended.
     pub fn pid(&self) -> Result<String> {
         let setsid = self.child.id();
-        let children = wait::until("the program to run", wait::LONG, || {
+        wait::until("the program to run", wait::LONG, || {
+            // One that leads no process group becomes the program itself.
+            let name =
+                fs::read_to_string(format!("/proc/{setsid}/comm")).map_err(|error| error.to_string())?;
+            if name.trim_end() != "setsid" {
+                return Ok(setsid.to_string());
+            }
             let children = fs::read_to_string(format!("/proc/{setsid}/task/{setsid}/children"));
-            children.map_err(|error| error.to_string()).and_then(|children| {
-                children.split(' ').next().map(str::to_owned).filter(|pid| !pid.is_empty()).ok_or(children)
-            })
-        });
-        // One that leads no group becomes the program itself.
-        Ok(children.unwrap_or_else(|_| setsid.to_string()))
+            let children = children.map_err(|error| error.to_string())?;
+            children.split(' ').next().map(str::to_owned).filter(|pid| !pid.is_empty()).ok_or(name)
+        })
     }
 
     /// Waits for the program's end.
