@@ -78,11 +78,19 @@ impl Snapshot {
 
 fn mounts(facts: &mut BTreeSet<String>) -> Result<()> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
+    let mut pins = 0;
     for line in table.lines() {
         let words: Vec<_> = line.split(' ').collect();
+        let place = words.get(4).unwrap_or(&"?");
         let kind = words.iter().position(|w| *w == "-").and_then(|at| words.get(at + 1)).unwrap_or(&"?");
-        // The mount's id tells two mounts on one place apart, and a mount from its successor.
-        facts.insert(format!("mount {} {kind} (id {})", words.get(4).unwrap_or(&"?"), words[0]));
+        // The mount's id tells two mounts on one place apart, and a mount from its successor. A daemon that ends with no pod
+        // takes the mount of its pins along, and the next one makes another.
+        if place.ends_with("/state/ns") {
+            pins += 1;
+            facts.insert(format!("mount {place} {kind} (number {pins})"));
+        } else {
+            facts.insert(format!("mount {place} {kind} (id {})", words[0]));
+        }
     }
     Ok(())
 }

@@ -44,12 +44,11 @@ pub(crate) const SIZES: [usize; 4] = [5 << 20, 2 << 20, 7 << 20, 3 << 20];
 
 /// Runs `test` with a daemon on the root directory `root`, and gives the node back as it was.
 fn with_root(node: &mut Node, root: &Path, test: impl FnOnce(&mut Node) -> Result<()>) -> Result<()> {
-    // A daemon that is told to end with no pod running takes the mount of the pins along, and that would be missed.
-    node.kill()?;
+    node.stop()?;
     let own = node.use_root(root.to_owned())?;
     node.serve()?;
     let result = test(node);
-    node.kill()?;
+    node.stop()?;
     node.use_root(own)?;
     node.serve()?;
     result
