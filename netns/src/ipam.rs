@@ -74,6 +74,14 @@ pub fn gateway(subnet: IpNet) -> IpAddr {
     }
 }
 
+/// Whether a subnet has an address to hand out.
+///
+/// # Errors
+/// [`IpamError::TooSmall`].
+pub fn check(subnet: IpNet) -> Result<(), IpamError> {
+    Pool::new(subnet.trunc()).map(|_| ())
+}
+
 /// The pools of one network. Of each subnet the first 65536 addresses are used, less the network's own, the gateway
 /// and IPv4's broadcast.
 #[derive(Debug)]
@@ -83,8 +91,10 @@ pub struct Ipam {
 
 #[derive(Debug)]
 struct Pools {
-    v4: Option<Pool>,
-    v6: Option<Pool>,
+    /// Those that are handed out from, and earlier ones in which leases may still be.
+    all: Vec<Pool>,
+    /// Handed out from, IPv4 first.
+    current: Vec<IpNet>,
 }
 
 impl Ipam {
@@ -93,9 +103,33 @@ impl Ipam {
     /// # Errors
     /// [`IpamError::TooSmall`].
     pub fn new(ipv4: Option<Ipv4Net>, ipv6: Option<Ipv6Net>) -> Result<Self, IpamError> {
-        let v4 = ipv4.map(|net| Pool::new(net.trunc().into())).transpose()?;
-        let v6 = ipv6.map(|net| Pool::new(net.trunc().into())).transpose()?;
-        Ok(Self { pools: Mutex::new(Pools { v4, v6 }) })
+        let ipam = Self { pools: Mutex::new(Pools { all: Vec::new(), current: Vec::new() }) };
+        ipam.hand_out(ipv4, ipv6)?;
+        Ok(ipam)
+    }
+
+    /// Hands out addresses of these subnets from now on. What is leased of others stays so, also where they overlap.
+    ///
+    /// # Errors
+    /// [`IpamError::TooSmall`]; nothing is changed then.
+    pub fn hand_out(&self, ipv4: Option<Ipv4Net>, ipv6: Option<Ipv6Net>) -> Result<(), IpamError> {
+        let subnets = ipv4.map(IpNet::V4).into_iter().chain(ipv6.map(IpNet::V6));
+        let wanted: Vec<IpNet> = subnets.map(|subnet| subnet.trunc()).collect();
+        wanted.iter().try_for_each(|subnet| check(*subnet))?;
+        let mut pools = self.lock();
+        for subnet in &wanted {
+            if pools.all.iter().any(|pool| pool.subnet() == *subnet) {
+                continue;
+            }
+            let mut pool = Pool::new(*subnet)?;
+            for address in pools.all.iter().flat_map(Pool::used) {
+                // Most are of other subnets.
+                let _ = pool.reserve(address);
+            }
+            pools.all.push(pool);
+        }
+        pools.current = wanted;
+        Ok(())
     }
 
     /// Takes one address of each subnet.
@@ -104,20 +138,24 @@ impl Ipam {
     /// [`IpamError::Exhausted`], which names the subnet; nothing is taken then.
     pub fn allocate(&self) -> Result<Lease, IpamError> {
         let mut pools = self.lock();
-        let v4 = pools.v4.as_mut().map(Pool::take).transpose()?;
-        let v6 = match pools.v6.as_mut().map(Pool::take).transpose() {
-            Ok(v6) => v6,
-            Err(exhausted) => {
-                if let (Some(pool), Some(address)) = (&mut pools.v4, v4) {
-                    pool.release(address);
+        let mut lease = Lease::default();
+        for subnet in pools.current.clone() {
+            let taken = pools.all.iter_mut().find(|pool| pool.subnet() == subnet).map(Pool::take);
+            match taken {
+                Some(Ok(address)) => {
+                    pools.mark(address);
+                    match address {
+                        IpAddr::V4(v4) => lease.v4 = Some(v4),
+                        IpAddr::V6(v6) => lease.v6 = Some(v6),
+                    }
                 }
-                return Err(exhausted);
+                Some(Err(exhausted)) => {
+                    lease.addresses().for_each(|address| pools.release(address));
+                    return Err(exhausted);
+                }
+                None => {}
             }
-        };
-        let lease = [v4, v6].into_iter().flatten().fold(Lease::default(), |lease, address| match address {
-            IpAddr::V4(v4) => Lease { v4: Some(v4), ..lease },
-            IpAddr::V6(v6) => Lease { v6: Some(v6), ..lease },
-        });
+        }
         Ok(lease)
     }
 
@@ -128,27 +166,21 @@ impl Ipam {
     pub fn reserve(&self, lease: &Lease) -> Result<(), IpamError> {
         let mut pools = self.lock();
         for address in lease.addresses() {
-            let pool = pools.of(address).ok_or(IpamError::Outside { address })?;
-            if pool.is_used(address)? {
-                return Err(IpamError::InUse { address });
+            let around = pools.all.iter().filter_map(|pool| pool.is_used(address).ok());
+            match around.reduce(|one, other| one || other) {
+                None => return Err(IpamError::Outside { address }),
+                Some(true) => return Err(IpamError::InUse { address }),
+                Some(false) => {}
             }
         }
-        for address in lease.addresses() {
-            if let Some(pool) = pools.of(address) {
-                pool.reserve(address)?;
-            }
-        }
+        lease.addresses().for_each(|address| pools.mark(address));
         Ok(())
     }
 
     /// Gives the addresses of a lease back. Releasing what is free, or what belongs to no subnet, changes nothing.
     pub fn release(&self, lease: &Lease) {
         let mut pools = self.lock();
-        for address in lease.addresses() {
-            if let Some(pool) = pools.of(address) {
-                pool.release(address);
-            }
-        }
+        lease.addresses().for_each(|address| pools.release(address));
     }
 
     /// Every method leaves the pools whole before it can panic, so a poisoned lock guards sound data.
@@ -158,11 +190,15 @@ impl Ipam {
 }
 
 impl Pools {
-    fn of(&mut self, address: IpAddr) -> Option<&mut Pool> {
-        match address {
-            IpAddr::V4(_) => self.v4.as_mut(),
-            IpAddr::V6(_) => self.v6.as_mut(),
+    /// Subnets may overlap: an address is in use in all that it is of.
+    fn mark(&mut self, address: IpAddr) {
+        for pool in &mut self.all {
+            let _ = pool.reserve(address);
         }
+    }
+
+    fn release(&mut self, address: IpAddr) {
+        self.all.iter_mut().for_each(|pool| pool.release(address));
     }
 }
 

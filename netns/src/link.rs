@@ -121,6 +121,20 @@ pub(crate) fn new_veth(veth: &NewVeth<'_>) -> Message {
     message(RouteNetlinkMessage::NewLink(host), NLM_F_CREATE | NLM_F_EXCL)
 }
 
+/// Makes a link that what is redirected to it leaves by (kind ifb).
+pub(crate) fn new_ifb(name: &str) -> Message {
+    let mut link = named(name);
+    link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
+    message(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Marks a link with an alias, which is not heeded when it is made.
+pub(crate) fn set_alias(name: &str, alias: &str) -> Message {
+    let mut link = named(name);
+    link.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+    message(RouteNetlinkMessage::SetLink(link), 0)
+}
+
 /// Sets a bridge port's alias, hairpin mode (a frame may leave through the port it came in by, which a pod needs to
 /// reach itself through an address that is translated back to it), and keeps the port from making itself an IPv6
 /// address.

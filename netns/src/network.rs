@@ -9,30 +9,37 @@
 //! ```
 //!
 //! Attaching is netlink only: two requests on the host's socket, two on the namespace's, no helper process and no rule.
-//! The nftables table is loaded once, at start. Tables of others are never touched; a firewall of theirs that drops
-//! forwarded packets (Docker's does where it runs) has to be opened by its owner.
+//! The nftables table is loaded at start, and again when host ports or subnets change. Tables of others are never
+//! touched; a firewall of theirs that drops forwarded packets (Docker's does where it runs) has to be opened by its
+//! owner.
 //!
 //! It must not know what is attached, or choose addresses: those come as a lease.
 
 mod attach;
+mod conntrack;
 mod forwarding;
 mod nft;
+mod ports;
+mod shape;
 mod sockets;
 mod uplink;
 
-use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crisp_sys::netlink::{Message, Netlink, NetlinkError, Refusal};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
 
-use crate::ipam::{self, IpamError};
+use crate::ipam::{self, IpamError, Lease};
 use crate::link::{self, Link};
 use crate::namespaces::NamespaceError;
 use crate::sysctl::SysctlError;
+use ports::Ports;
 use sockets::Sockets;
 
 pub use attach::{AttachRequest, Attachment};
+pub use ports::{HostPort, Protocol};
+pub use shape::Bandwidth;
 
 /// Smallest MTU of a link that carries IPv6 (RFC 8200, section 5), bytes.
 const MTU_MIN: u32 = 1280;
@@ -44,15 +51,17 @@ const MTU_MAX: u32 = 65535;
 pub struct NetworkConfig {
     /// Name of the bridge, at most 15 bytes. An existing bridge of this name is used as it is.
     pub bridge: String,
-    /// IPv4 subnet; its first address is the gateway. `None`: no IPv4.
+    /// IPv4 subnet to begin with; its first address is the gateway. `None`: no IPv4.
     pub ipv4: Option<Ipv4Net>,
-    /// IPv6 subnet; its first address is the gateway. `None`: no IPv6.
+    /// IPv6 subnet to begin with; its first address is the gateway. `None`: no IPv6.
     pub ipv6: Option<Ipv6Net>,
     /// MTU of the bridge and of both ends of every veth pair, bytes, 1280 to 65535. `None`: that of
     /// the interface with the default route when the network is opened, 1500 when there is none.
     pub mtu: Option<u32>,
     /// Whether connections to outside the subnets get the host's address as their source.
     pub masquerade: bool,
+    /// Ranges to which they keep their own: whoever is there has a route back.
+    pub native: Vec<IpNet>,
     /// Name of the nftables table of family inet that holds the rules. It is replaced at start.
     pub nft_table: String,
 }
@@ -66,6 +75,7 @@ impl Default for NetworkConfig {
             ipv6: Ipv6Net::new([0xfd63, 0x7269, 0x7370, 0, 0, 0, 0, 0].into(), 64).ok(),
             mtu: None,
             masquerade: true,
+            native: Vec::new(),
             nft_table: "crisp".to_owned(),
         }
     }
@@ -138,9 +148,19 @@ pub enum NetworkError {
         #[source]
         source: std::io::Error,
     },
+    /// Somebody has the host port.
+    #[error("host port {port}/{protocol} is in use by {owner}")]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// Who has it.
+        owner: String,
+    },
     /// No nft binary.
     #[error(
-        "nft is not installed, masquerading needs it: install the package nftables \
+        "nft is not installed, masquerading and host ports need it: install the package nftables \
          (apt-get install nftables, dnf install nftables, apk add nftables) or switch masquerading off"
     )]
     NftMissing,
@@ -158,7 +178,7 @@ pub enum NetworkError {
 }
 
 /// The network of this host. Shared by reference between threads; opened in the host's network namespace, it acts there
-/// whichever thread it is called from.
+/// whichever thread it is called from, but for the rules, which are written from a thread of the host's namespace.
 #[derive(Debug)]
 pub struct Network {
     config: NetworkConfig,
@@ -167,23 +187,25 @@ pub struct Network {
     /// Whether the kernel has IPv6 at all.
     has_ipv6: bool,
     sockets: Sockets,
+    /// Whose gateways the bridge has: the configured ones, and those added since.
+    subnets: RwLock<Arc<[IpNet]>>,
+    /// Held while rules are written: the last ones written are the latest. `None` until they have been loaded.
+    ports: Mutex<Option<Ports>>,
 }
 
 impl Network {
-    /// Makes the bridge, or takes the existing one, gives it the gateway addresses, switches forwarding on and loads the
-    /// nftables table. Doing it again changes nothing, so that a restarted daemon finds its network as it was.
+    /// Makes the bridge, or takes the existing one, gives it the gateway addresses and switches forwarding on. Doing it
+    /// again changes nothing, so that a restarted daemon finds its network as it was. The rules are as they were until
+    /// [`Network::load`].
     ///
     /// Forwarding makes a kernel ignore router advertisements; interfaces that live by them keep them, see
     /// `Documentation/networking/ip-sysctl.rst`, `accept_ra`.
     ///
     /// # Errors
-    /// The configuration, the kernel's refusal, or nft's; what was made so far stays for the next attempt.
+    /// The configuration or the kernel's refusal; what was made so far stays for the next attempt.
     pub fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
         let mut config = checked(config)?;
         let has_ipv6 = forwarding::has_ipv6();
-        if let (Some(subnet), false) = (config.ipv6, has_ipv6) {
-            return Err(NetworkError::NoIpv6 { subnet });
-        }
         let sockets = Sockets::here()?;
         if config.mtu.is_none() {
             config.mtu = sockets.with(uplink::mtu)?.map_err(|source| NetworkError::Netlink {
@@ -192,16 +214,170 @@ impl Network {
                 source,
             })?;
         }
+        if let (Some(subnet), false) = (config.ipv6, has_ipv6) {
+            return Err(NetworkError::NoIpv6 { subnet });
+        }
         let bridge = sockets.with(|socket| ensure_bridge(socket, &config))??;
-        forwarding::prepare_bridge(&config.bridge, has_ipv6, config.ipv6.is_some())?;
-        let gateways = config.subnets().map(|subnet| {
-            link::add_address(bridge, IpNet::new_assert(ipam::gateway(subnet), subnet.prefix_len()))
+        let subnets: Vec<IpNet> = config.subnets().collect();
+        let network = Self {
+            config,
+            bridge,
+            has_ipv6,
+            sockets,
+            subnets: RwLock::new([].into()),
+            ports: Mutex::default(),
+        };
+        network.serve(&subnets)?;
+        Ok(network)
+    }
+
+    /// Writes the rules, with the host ports of those who are attached already, each as an owner, its ports and its lease.
+    ///
+    /// # Errors
+    /// As [`Network::publish`]; nft is missing or refuses.
+    pub fn load<'a>(
+        &self,
+        published: impl IntoIterator<Item = (&'a str, Vec<HostPort>, Lease)>,
+    ) -> Result<(), NetworkError> {
+        let mut all = Ports::default();
+        for (owner, ports, lease) in published {
+            all.add(owner, &ports, &lease)?;
+        }
+        self.change_ports(|ports| {
+            *ports = all;
+            Ok(true)
+        })
+    }
+
+    /// Lets host ports lead to the addresses of a lease. When this returns they do, for the host's own connections too.
+    /// For the host's loopback this holds in IPv4 only: the kernel routes ::1 nowhere.
+    ///
+    /// # Errors
+    /// [`NetworkError::PortTaken`], nft is missing or refuses; no port is there then.
+    pub fn publish(&self, owner: &str, wanted: &[HostPort], lease: &Lease) -> Result<(), NetworkError> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut added = Ports::default();
+        added.add(owner, wanted, lease)?;
+        self.change_ports(|ports| {
+            ports.add(owner, wanted, lease)?;
+            Ok(true)
+        })?;
+        // Who sent to a UDP port before the rule was there is remembered as not translated, and stays so while it sends.
+        self.forget_connections(|flow| {
+            flow.protocol == Protocol::Udp.number()
+                && added.iter().any(|(entrance, target)| {
+                    entrance.takes(flow.protocol, flow.to.0, flow.to.1)
+                        && flow.answered_by != (target.address, target.port)
+                })
         });
-        let messages: Vec<Message> = gateways.chain([link::up(bridge)]).collect();
-        sockets.with(|socket| all_accepted(socket, &messages, "give its addresses to", &config.bridge))??;
-        forwarding::enable(config.ipv4.is_some(), config.ipv6.is_some())?;
-        nft::load(&config)?;
-        Ok(Self { config, bridge, has_ipv6, sockets })
+        Ok(())
+    }
+
+    /// Takes back what [`Network::publish`] did for `owner`. Nothing to take back is no error.
+    ///
+    /// # Errors
+    /// nft is missing or refuses; the ports stay then.
+    pub fn unpublish(&self, owner: &str) -> Result<(), NetworkError> {
+        let mut removed = Vec::new();
+        self.change_ports(|ports| {
+            removed = ports.remove(owner);
+            Ok(!removed.is_empty())
+        })?;
+        if !removed.is_empty() {
+            // What is still translated would go to whoever gets the address next.
+            self.forget_connections(|flow| {
+                removed.iter().any(|(entrance, target)| {
+                    entrance.takes(flow.protocol, flow.to.0, flow.to.1)
+                        && flow.answered_by == (target.address, target.port)
+                })
+            });
+        }
+        Ok(())
+    }
+
+    /// A kernel without connection tracking over netlink has nothing to forget by: said, and lived with.
+    fn forget_connections(&self, which: impl Fn(&conntrack::Flow) -> bool) {
+        if let Err(error) = conntrack::forget(which) {
+            tracing::warn!(%error, "connections of host ports that changed are still tracked");
+        }
+    }
+
+    /// Changes the host ports and, when `change` says so, the rules; both or neither.
+    fn change_ports(
+        &self,
+        change: impl FnOnce(&mut Ports) -> Result<bool, NetworkError>,
+    ) -> Result<(), NetworkError> {
+        let mut held = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = held.clone().unwrap_or_default();
+        if change(&mut changed)? {
+            self.write_rules(&changed)?;
+        }
+        *held = Some(changed);
+        Ok(())
+    }
+
+    fn write_rules(&self, ports: &Ports) -> Result<(), NetworkError> {
+        let subnets = self.subnets();
+        let route_loopback = |on| match subnets.iter().any(|subnet| subnet.addr().is_ipv4()) {
+            true => forwarding::route_loopback(&self.config.bridge, on),
+            false => Ok(()),
+        };
+        // Never without the rule that guards it.
+        if ports.is_empty() {
+            route_loopback(false)?;
+        }
+        nft::load(&self.config, &subnets, ports)?;
+        if !ports.is_empty() {
+            route_loopback(true)?;
+        }
+        Ok(())
+    }
+
+    /// Takes addresses of `subnets` too from now on. Those of earlier ones go on to work.
+    ///
+    /// # Errors
+    /// A subnet is too small, the kernel's refusal or nft's.
+    pub fn add_subnets(&self, subnets: &[IpNet]) -> Result<(), NetworkError> {
+        let known = self.subnets();
+        let new: Vec<IpNet> =
+            subnets.iter().map(IpNet::trunc).filter(|subnet| !known.contains(subnet)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.serve(&new)?;
+        // Before they are loaded the rules are those of the run before, host ports among them.
+        let loaded = self.ports.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if loaded { self.change_ports(|_| Ok(true)) } else { Ok(()) }
+    }
+
+    /// Makes the bridge the gateway of more subnets.
+    fn serve(&self, new: &[IpNet]) -> Result<(), NetworkError> {
+        for subnet in new {
+            // Whoever makes the pools would find out too, but only after the bridge has the address.
+            ipam::check(*subnet)?;
+            if let (IpNet::V6(subnet), false) = (*subnet, self.has_ipv6) {
+                return Err(NetworkError::NoIpv6 { subnet });
+            }
+        }
+        let all: Vec<IpNet> = self.subnets().iter().chain(new).copied().collect();
+        let has = |ipv4: bool| all.iter().any(|subnet| subnet.addr().is_ipv4() == ipv4);
+        let bridge = &self.config.bridge;
+        forwarding::prepare_bridge(bridge, self.has_ipv6, has(false))?;
+        let gateways = new.iter().map(|subnet| {
+            link::add_address(self.bridge, IpNet::new_assert(ipam::gateway(*subnet), subnet.prefix_len()))
+        });
+        let messages: Vec<Message> = gateways.chain([link::up(self.bridge)]).collect();
+        self.sockets.with(|socket| all_accepted(socket, &messages, "give its addresses to", bridge))??;
+        forwarding::enable(has(true), has(false))?;
+        *self.subnets.write().unwrap_or_else(PoisonError::into_inner) = all.into();
+        Ok(())
+    }
+
+    /// The subnets whose addresses can be attached, in the order in which they came.
+    pub fn subnets(&self) -> Arc<[IpNet]> {
+        self.subnets.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The configuration, subnets without host bits; the MTU is `Some` when one was given or found.
@@ -218,7 +394,7 @@ impl Network {
         if self.has_ipv6 {
             sysctls.extend([default("accept_dad", "0"), default("accept_ra", "0")]);
         }
-        if self.config.ipv6.is_some() {
+        if self.subnets().iter().any(|subnet| !subnet.addr().is_ipv4()) {
             // Kernels started with ipv6.disable_ipv6=1 have it off in every new namespace.
             sysctls.push(default("disable_ipv6", "0"));
         }
@@ -232,6 +408,13 @@ impl Network {
     /// The kernel's refusal, which names the link.
     pub fn detach(&self, name: &str) -> Result<(), NetworkError> {
         check_link_name("link name", name)?;
+        if let Some(shaper) = shaper(name) {
+            self.delete(&shaper)?;
+        }
+        self.delete(name)
+    }
+
+    fn delete(&self, name: &str) -> Result<(), NetworkError> {
         let deleted =
             self.sockets.with(|socket| all_accepted(socket, &[link::delete(name)], "delete link", name))?;
         match deleted {
@@ -240,12 +423,13 @@ impl Network {
         }
     }
 
-    /// Name and alias of each veth link of this host whose alias starts with `prefix`: what an earlier run attached.
+    /// Name and alias of each link of this host whose alias starts with `prefix`: what an earlier run attached.
     ///
     /// # Errors
     /// When the links cannot be listed.
     pub fn owned_links(&self, prefix: &str) -> Result<Vec<(String, String)>, NetworkError> {
-        let owned = self.links()?.into_iter().filter(|link| link.kind.as_deref() == Some("veth"));
+        let ours = |link: &Link| matches!(link.kind.as_deref(), Some("veth" | "ifb"));
+        let owned = self.links()?.into_iter().filter(ours);
         Ok(owned
             .filter_map(|link| Some((link.name, link.alias?)))
             .filter(|(_, alias)| alias.starts_with(prefix))
@@ -280,11 +464,6 @@ impl NetworkConfig {
     fn subnets(&self) -> impl Iterator<Item = IpNet> {
         self.ipv4.map(IpNet::V4).into_iter().chain(self.ipv6.map(IpNet::V6))
     }
-
-    /// Gateways, in the order of [`NetworkConfig::subnets`].
-    fn gateways(&self) -> impl Iterator<Item = IpAddr> {
-        self.subnets().map(ipam::gateway)
-    }
 }
 
 /// Refuses a configuration that cannot work, before anything is touched.
@@ -308,11 +487,16 @@ fn checked(mut config: NetworkConfig) -> Result<NetworkConfig, NetworkError> {
     if config.subnets().next().is_none() {
         return refuse("subnets", &"", "neither an IPv4 nor an IPv6 subnet");
     }
-    // Whoever makes the pools would find out too, but only after the bridge exists.
-    ipam::Ipam::new(config.ipv4, config.ipv6)?;
+    config.subnets().try_for_each(ipam::check)?;
     config.ipv4 = config.ipv4.map(|net| net.trunc());
     config.ipv6 = config.ipv6.map(|net| net.trunc());
     Ok(config)
+}
+
+/// Name of the link that what comes from a namespace is sent through when it has a limit; `None` when the name of the
+/// host's end has no room for it, so that there is none.
+fn shaper(name: &str) -> Option<String> {
+    (name.len() < link::NAME_MAX).then(|| format!("i{name}"))
 }
 
 fn check_link_name(field: &'static str, name: &str) -> Result<(), NetworkError> {
@@ -329,7 +513,7 @@ fn ensure_bridge(socket: &mut Netlink, config: &NetworkConfig) -> Result<u32, Ne
     if let Some(bridge) = find(socket, name)? {
         return adopt(bridge);
     }
-    let mac = config.gateways().next().map(link::mac_of).unwrap_or_default();
+    let mac = config.subnets().next().map(ipam::gateway).map(link::mac_of).unwrap_or_default();
     match all_accepted(socket, &[link::new_bridge(name, mac, config.mtu)], "make bridge", name) {
         // Somebody else made it since we looked.
         Err(NetworkError::Refused { source: Refusal { errno: Errno::EEXIST, .. }, .. }) => {}
@@ -394,7 +578,8 @@ mod tests {
     #[test]
     fn the_default_configuration_is_sound() {
         let config = checked(NetworkConfig::default()).unwrap();
-        let gateways: Vec<String> = config.gateways().map(|gateway| gateway.to_string()).collect();
+        let gateways: Vec<String> =
+            config.subnets().map(|subnet| ipam::gateway(subnet).to_string()).collect();
         assert_eq!(gateways, ["10.89.0.1", "fd63:7269:7370::1"]);
     }
 

@@ -79,6 +79,9 @@ keys! {
         mtu: u32 = 0,
         /// Give connections that leave the ranges the host's address.
         masquerade: bool = true,
+        /// Ranges outside of the pods' own to which connections keep the pod's address, because there is a route back:
+        /// the whole cluster's pods, for example. No two may overlap.
+        native_ranges: Vec<String> = Vec::new(),
         /// Directory in which network namespaces are pinned, where CNI agents and `ip netns` look.
         pin_dir: String = "/run/netns".into(),
     }

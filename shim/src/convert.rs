@@ -3,6 +3,7 @@
 //! Every field of a request is used, or is documented here as having no object in crisp, or is refused by name.
 
 pub mod apparmor;
+pub mod ports;
 pub mod resources;
 pub mod sandbox;
 pub mod seccomp;

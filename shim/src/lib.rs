@@ -16,6 +16,7 @@ pub mod link;
 pub mod lsm;
 pub mod node;
 pub mod pod;
+pub mod pod_cidr;
 pub mod record;
 pub mod recover;
 pub mod server;

@@ -21,6 +21,7 @@ use crate::{
     id::{self, Id},
     lsm::Lsm,
     pod::{Pod, SandboxOp, actor::Actor, build::BuildInput},
+    pod_cidr::PodCidr,
     record::{self, ContainerRecord, SandboxPhase, SandboxRecord, StateDir},
     time::now_nanos,
 };
@@ -55,6 +56,8 @@ pub struct Node {
     pub network: Network,
     /// Addresses in use.
     pub ipam: Ipam,
+    /// The ranges that kubelet wants the addresses to be of.
+    pub pod_cidr: PodCidr,
     /// The cgroup tree.
     pub cgroups: Cgroups,
     /// For containers with nothing special, loaded once; `None` where the host does not allow device control and the
@@ -88,6 +91,8 @@ pub struct Parts {
     pub network: Network,
     /// See [`Node::ipam`].
     pub ipam: Ipam,
+    /// See [`Node::pod_cidr`].
+    pub pod_cidr: PodCidr,
     /// See [`Node::cgroups`].
     pub cgroups: Cgroups,
     /// See [`Node::device_program`].
@@ -112,6 +117,7 @@ impl Node {
             store: Arc::new(parts.store),
             network: parts.network,
             ipam: parts.ipam,
+            pod_cidr: parts.pod_cidr,
             cgroups: parts.cgroups,
             device_program: parts.device_program,
             monitor: parts.monitor,

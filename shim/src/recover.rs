@@ -8,11 +8,12 @@
 use std::{collections::HashSet, fs, sync::Arc, time::Duration};
 
 use crisp_monitor::wire::{Call, ContainerRef, PodState};
-use crisp_netns::{ipam::Lease, namespaces::Pins};
+use crisp_netns::{ipam::Lease, namespaces::Pins, network::HostPort};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     container::{exec, remove},
+    convert::sandbox,
     error::{Class, RequestError, Stage},
     id::Id,
     link::{Event, Link},
@@ -65,6 +66,13 @@ pub async fn all(node: &Arc<Node>) -> Result<usize, RequestError> {
             node.cgroups.reclaim(made);
         }
     }
+    let published: Vec<_> = records.iter().filter_map(published).collect();
+    let task_node = node.clone();
+    blocking(move || {
+        let all = published.iter().map(|(id, ports, lease)| (id.as_str(), ports.clone(), lease.clone()));
+        task_node.network.load(all).stage("network")
+    })
+    .await?;
     let mut tasks = tokio::task::JoinSet::new();
     for record in records {
         let node = node.clone();
@@ -89,6 +97,16 @@ fn reserve(node: &Node, record: &SandboxRecord) {
     {
         tracing::error!(pod = %record.id, %error, "its addresses cannot be reserved");
     }
+}
+
+/// The host ports of a sandbox that has them.
+fn published(record: &SandboxRecord) -> Option<(String, Vec<HostPort>, Lease)> {
+    if record.phase != SandboxPhase::Ready {
+        return None;
+    }
+    let network = record.network.as_ref()?;
+    let plan = sandbox::plan(&record.config).ok().filter(|plan| !plan.host_ports.is_empty())?;
+    Some((record.id.to_string(), plan.host_ports, Lease { v4: network.ipv4, v6: network.ipv6 }))
 }
 
 /// Restores or undoes one pod; gives the names of containers whose records cannot be read.

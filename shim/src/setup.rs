@@ -25,6 +25,7 @@ use crate::{
     error::{RequestError, Stage},
     id::hex,
     node::{Node, Parts, blocking},
+    pod_cidr::PodCidr,
     record::StateDir,
     systemd, user_namespaces,
 };
@@ -54,7 +55,7 @@ fn make(config: Config) -> Result<(Arc<Node>, Locks), RequestError> {
     ensure_pin_dir(Path::new(&config.network.pin_dir), true).stage("network.pin_dir")?;
     ensure_pin_dir(&state.pins(), false).stage("pins")?;
     let cgroups = cgroups(&config)?;
-    let (network, ipam) = network(&config)?;
+    let (network, ipam, pod_cidr) = network(&config)?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").stage("read the boot id")?;
     let options = StoreOptions { pinned: pinned(&config)?, ..StoreOptions::default() };
     let store =
@@ -70,6 +71,7 @@ fn make(config: Config) -> Result<(Arc<Node>, Locks), RequestError> {
         store,
         network,
         ipam,
+        pod_cidr,
         cgroups,
         device_program: device_program(&config)?,
         monitor,
@@ -164,18 +166,20 @@ fn device_program(config: &Config) -> Result<Option<DeviceProgram>, RequestError
     }
 }
 
-fn network(config: &Config) -> Result<(Network, Ipam), RequestError> {
+fn network(config: &Config) -> Result<(Network, Ipam, PodCidr), RequestError> {
     let settings = NetworkConfig {
         bridge: config.network.bridge.clone(),
         ipv4: subnet("ipv4", &config.network.ipv4)?,
         ipv6: subnet("ipv6", &config.network.ipv6)?,
         mtu: (config.network.mtu != 0).then_some(config.network.mtu),
         masquerade: config.network.masquerade,
+        native: config.network.native_ranges.iter().filter_map(|range| range.parse().ok()).collect(),
         nft_table: nft_table(&config.network.bridge),
     };
     let ipam = Ipam::new(settings.ipv4, settings.ipv6).stage("network")?;
     let network = Network::open(settings).stage("network")?;
-    Ok((network, ipam))
+    let pod_cidr = PodCidr::restore(Path::new(&config.root), &network, &ipam)?;
+    Ok((network, ipam, pod_cidr))
 }
 
 /// A table a bridge; nftables' names have no dashes and dots.
@@ -219,7 +223,10 @@ fn instance(root: &Path) -> Result<String, RequestError> {
 }
 
 /// Whole or not at all, also after a power cut.
-fn write_synced(path: &Path, text: &str) -> io::Result<()> {
+///
+/// # Errors
+/// The file system's.
+pub(crate) fn write_synced(path: &Path, text: &str) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file = File::create(&beside)?;
     file.write_all(text.as_bytes())?;

@@ -128,10 +128,21 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::Call`].
     pub fn open_route() -> Result<Self, NetlinkError> {
+        Self::open(libc::NETLINK_ROUTE)
+    }
+
+    /// Opens a NETLINK_NETFILTER socket (`include/uapi/linux/netfilter/nfnetlink.h`) in the calling thread's network
+    /// namespace, close-on-exec.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Call`].
+    pub fn open_netfilter() -> Result<Self, NetlinkError> {
+        Self::open(libc::NETLINK_NETFILTER)
+    }
+
+    fn open(protocol: i32) -> Result<Self, NetlinkError> {
         // SAFETY: socket(2) takes three integers and touches no memory of ours.
-        let raw = unsafe {
-            libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE)
-        };
+        let raw = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
         let raw = Errno::result(raw).map_err(|source| NetlinkError::Call { call: "socket", source })?;
         // SAFETY: socket(2) just returned this descriptor, so it is open and nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };

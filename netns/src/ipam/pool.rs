@@ -40,6 +40,15 @@ impl Pool {
         Ok(Self { subnet, words, next: RESERVED, end })
     }
 
+    pub(super) fn subnet(&self) -> IpNet {
+        self.subnet
+    }
+
+    /// Every address in use.
+    pub(super) fn used(&self) -> impl Iterator<Item = IpAddr> {
+        (RESERVED..self.end).filter(|index| self.bit(*index)).map(|index| self.address(index))
+    }
+
     /// Takes the next free address.
     pub(super) fn take(&mut self) -> Result<IpAddr, IpamError> {
         let free =

@@ -84,6 +84,29 @@ fn host_bits_of_a_configured_subnet_do_not_shift_the_pool() {
     assert_eq!(ipam.allocate().unwrap().v4, Some("10.1.2.2".parse().unwrap()));
 }
 
+#[test]
+fn leases_of_an_earlier_subnet_stay_taken_where_the_next_one_overlaps_it() {
+    let ipam = ipam("10.0.0.0/16", "fd00::/64");
+    let old = ipam.allocate().unwrap();
+    ipam.hand_out("10.0.0.0/24".parse().ok(), None).unwrap();
+    let new = ipam.allocate().unwrap();
+    assert_eq!((old.v4, new.v4), ("10.0.0.2".parse().ok(), "10.0.0.3".parse().ok()));
+    assert_eq!(new.v6, None);
+    assert_eq!(
+        ipam.reserve(&Lease { v4: new.v4, v6: None }),
+        Err(IpamError::InUse { address: "10.0.0.3".parse().unwrap() })
+    );
+    ipam.release(&new);
+    // Back to the first: what the second has in use is in use there too.
+    let held = ipam.allocate().unwrap();
+    ipam.hand_out("10.0.0.0/16".parse().ok(), "fd00::/64".parse().ok()).unwrap();
+    let all: HashSet<_> = (0..8).map(|_| ipam.allocate().unwrap().v4).collect();
+    assert_eq!(all.len(), 8);
+    assert!(!all.contains(&old.v4) && !all.contains(&held.v4));
+    assert!(ipam.hand_out("10.0.0.0/32".parse().ok(), None).is_err());
+    assert!(ipam.allocate().unwrap().v6.is_some());
+}
+
 proptest! {
     /// Any order of takes and releases: no address is ever held twice, what is released can be taken again, and the
     /// pool gives out exactly as many addresses as it has.

@@ -17,7 +17,8 @@ use crisp_sys::netlink::{Message, Netlink, Refusal};
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use super::{Network, NetworkError, all_accepted, check_link_name, find};
+use super::shape::{self, Bandwidth};
+use super::{Network, NetworkError, all_accepted, check_link_name, find, shaper};
 use crate::ipam::{self, Lease};
 use crate::link;
 
@@ -37,8 +38,10 @@ pub struct AttachRequest<'a> {
     pub netns: BorrowedFd<'a>,
     /// A route socket that was opened inside it.
     pub inside: &'a mut Netlink,
-    /// Its addresses, one of each family that the network has.
+    /// Its addresses, at most one of each family.
     pub lease: &'a Lease,
+    /// What it may send and receive. A limit for what it sends needs a `name` of at most 14 bytes.
+    pub bandwidth: Bandwidth,
 }
 
 /// An attached namespace.
@@ -72,7 +75,7 @@ impl Network {
     /// there before (EEXIST) is left alone.
     pub fn attach(&self, request: AttachRequest<'_>) -> Result<Attachment, NetworkError> {
         let plan = self.plan(&request)?;
-        let AttachRequest { name, alias, ifname, netns, inside, lease: _ } = request;
+        let AttachRequest { name, alias, ifname, netns, inside, lease: _, bandwidth } = request;
         let veth = link::NewVeth {
             name,
             bridge: self.bridge,
@@ -83,7 +86,8 @@ impl Network {
         };
         let veth = [link::new_veth(&veth)];
         self.sockets.with(|socket| all_accepted(socket, &veth, "make veth link", name))??;
-        match self.configure(name, alias, ifname, inside, &plan) {
+        let configured = self.configure(name, alias, ifname, inside, &plan);
+        match configured.and_then(|()| self.shape(name, alias, bandwidth)) {
             Ok(()) => Ok(Attachment {
                 ifname: ifname.to_owned(),
                 host_ifname: name.to_owned(),
@@ -128,6 +132,34 @@ impl Network {
         all_accepted(inside, &messages, "give addresses and routes to", ifname)
     }
 
+    /// Puts the limits on.
+    fn shape(&self, name: &str, alias: &str, bandwidth: Bandwidth) -> Result<(), NetworkError> {
+        if !bandwidth.is_limited() {
+            return Ok(());
+        }
+        let index = self.index(name)?;
+        let mut messages = Vec::from_iter(bandwidth.ingress.map(|bits| shape::limit(index, bits)));
+        if let (Some(bits), Some(shaper)) = (bandwidth.egress, shaper(name)) {
+            let made = [link::new_ifb(&shaper), link::set_alias(&shaper, alias)];
+            self.sockets.with(|socket| all_accepted(socket, &made, "make ifb link", &shaper))??;
+            let through = self.index(&shaper)?;
+            messages.extend([shape::limit(through, bits), link::up(through)]);
+            messages.extend(shape::redirect(index, through));
+        }
+        self.sockets.with(|socket| all_accepted(socket, &messages, "limit the bandwidth of", name))?
+    }
+
+    fn index(&self, name: &str) -> Result<u32, NetworkError> {
+        match self.sockets.with(|socket| find(socket, name))?? {
+            Some(link) => Ok(link.index),
+            None => Err(NetworkError::Refused {
+                doing: "find link",
+                object: name.to_owned(),
+                source: Refusal { errno: Errno::ENODEV, message: None },
+            }),
+        }
+    }
+
     /// Everything that can be refused before a link exists.
     fn plan(&self, request: &AttachRequest<'_>) -> Result<Plan, NetworkError> {
         check_link_name("link name", request.name)?;
@@ -137,19 +169,22 @@ impl Network {
         if request.alias.is_empty() || request.alias.len() > ALIAS_MAX {
             return refuse("alias", request.alias, "not 1 to 255 bytes");
         }
-        let lease = request.lease;
-        if (lease.v4.is_some(), lease.v6.is_some())
-            != (self.config.ipv4.is_some(), self.config.ipv6.is_some())
-        {
-            return refuse("lease of", request.name, "not one address of each family of the network");
+        if request.bandwidth.egress.is_some() && shaper(request.name).is_none() {
+            return refuse("link name", request.name, "over 14 bytes, and what it sends is to be limited");
         }
+        let subnets = self.subnets();
         let mut plan = Plan { addresses: Vec::new(), gateways: Vec::new(), mac: [0; 6] };
-        for (subnet, address) in self.config.subnets().zip(lease.addresses()) {
-            if !subnet.contains(&address) {
-                return refuse("address", &address.to_string(), "not in the configured subnet");
-            }
+        for address in request.lease.addresses() {
+            // One subnet may lie in an earlier one: a node's share in the whole cluster's range.
+            let around = subnets.iter().filter(|subnet| subnet.contains(&address));
+            let Some(subnet) = around.max_by_key(|subnet| subnet.prefix_len()) else {
+                return refuse("address", &address.to_string(), "not in a subnet of this network");
+            };
             plan.addresses.push(IpNet::new_assert(address, subnet.prefix_len()));
-            plan.gateways.push(ipam::gateway(subnet));
+            plan.gateways.push(ipam::gateway(*subnet));
+        }
+        if plan.addresses.is_empty() {
+            return refuse("lease of", request.name, "no address");
         }
         if let Some(first) = plan.addresses.first() {
             plan.mac = link::mac_of(first.addr());

@@ -31,6 +31,12 @@ pub(super) fn prepare_bridge(bridge: &str, has_ipv6: bool, use_ipv6: bool) -> Re
     Ok(())
 }
 
+/// Whether packets from and to 127.0.0.0/8 may cross the bridge (`Documentation/networking/ip-sysctl.rst`,
+/// `route_localnet`): the host's own connections to a host port at its loopback do.
+pub(super) fn route_loopback(bridge: &str, on: bool) -> Result<(), SysctlError> {
+    set_on_host(&format!("net/ipv4/conf/{bridge}/route_localnet"), if on { "1" } else { "0" })
+}
+
 /// Switches forwarding on.
 pub(super) fn enable(ipv4: bool, ipv6: bool) -> Result<(), NetworkError> {
     if ipv4 {

@@ -5,3 +5,6 @@
 mod host;
 mod namespaces;
 mod network;
+mod ports;
+mod shape;
+mod subnets;

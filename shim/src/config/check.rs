@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::Path};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::systemd::unit::slice_for;
 
@@ -92,6 +92,17 @@ impl NetworkConfig {
         }
         if self.mtu != 0 && !(MTU_MIN..=MTU_MAX).contains(&self.mtu) {
             problems.push(format!("network.mtu: {} is not 0 and not {MTU_MIN} to {MTU_MAX}", self.mtu));
+        }
+        let mut seen: Vec<IpNet> = Vec::new();
+        for text in &self.native_ranges {
+            let Ok(range) = text.parse::<IpNet>() else {
+                problems.push(format!("network.native_ranges: {text:?} is no range such as 10.244.0.0/16"));
+                continue;
+            };
+            if let Some(other) = seen.iter().find(|other| other.contains(&range) || range.contains(*other)) {
+                problems.push(format!("network.native_ranges: {text:?} overlaps {other}"));
+            }
+            seen.push(range);
         }
         absolute("network.pin_dir", &self.pin_dir, problems);
     }

@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crisp_netns::network::{Bandwidth, HostPort};
 use crisp_netns::sysctl::{Owner, Sysctl};
 use crisp_proto::runtime::v1 as cri;
 use crisp_runtime::userns::IdMappings;
 
-use super::userns;
+use super::{ports, userns};
 use crate::error::RequestError;
 
 /// Most that each list of a DNS configuration may come to, bytes. Kubernetes allows 2048 for searches.
@@ -37,6 +38,10 @@ pub struct SandboxPlan {
     pub user: Option<IdMappings>,
     /// Sysctls to write inside the new namespaces, defaults among them, sorted by name.
     pub sysctls: Vec<(String, String)>,
+    /// Ports of the host that lead into it.
+    pub host_ports: Vec<HostPort>,
+    /// What it may send and receive.
+    pub bandwidth: Bandwidth,
 }
 
 /// Checks a sandbox configuration.
@@ -51,7 +56,8 @@ pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError>
     if let Some(dns) = &config.dns_config {
         check_dns(dns)?;
     }
-    check_ports(&config.port_mappings)?;
+    let host_ports = ports::host_ports(&config.port_mappings)?;
+    let bandwidth = ports::bandwidth(&config.annotations)?;
     let linux = config.linux.clone().unwrap_or_default();
     let security = linux.security_context.clone().unwrap_or_default();
     let options = security.namespace_options.clone().unwrap_or_default();
@@ -62,7 +68,22 @@ pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError>
     super::selinux::check("linux.security_context.selinux_options", security.selinux_options.as_ref())?;
     let sysctls = sysctls(&linux, host_network, host_ipc, user.as_ref())?;
     let shm_bytes = super::shm::size(config, host_ipc)?;
-    Ok(SandboxPlan { key, host_network, host_ipc, shared_pid, shm_bytes, user, sysctls })
+    // The host's network has the host's ports and nothing to limit.
+    let (host_ports, bandwidth) = match host_network {
+        true => Default::default(),
+        false => (host_ports, bandwidth),
+    };
+    Ok(SandboxPlan {
+        key,
+        host_network,
+        host_ipc,
+        shared_pid,
+        shm_bytes,
+        user,
+        sysctls,
+        host_ports,
+        bandwidth,
+    })
 }
 
 /// Stands between the parts of a key. `a_b` in `c` and `a` in `b_c` are two names, so it is no character of a name.
@@ -178,28 +199,6 @@ fn check_dns(dns: &cri::DnsConfig) -> Result<(), RequestError> {
         let address = server.split_once('%').map_or(server.as_str(), |(address, _)| address);
         if address.parse::<IpAddr>().is_err() {
             return Err(RequestError::invalid(format!("dns_config.servers: {server:?} is no address")));
-        }
-    }
-    Ok(())
-}
-
-/// Ports without a host port are what a container says about itself; a host port needs rules on the host.
-fn check_ports(ports: &[cri::PortMapping]) -> Result<(), RequestError> {
-    for (index, port) in ports.iter().enumerate() {
-        let refuse = |what: String| Err(RequestError::invalid(format!("port_mappings[{index}].{what}")));
-        if cri::Protocol::try_from(port.protocol).is_err() {
-            return refuse(format!("protocol {} is unknown", port.protocol));
-        }
-        for (field, number) in [("container_port", port.container_port), ("host_port", port.host_port)] {
-            if u16::try_from(number).is_err() {
-                return refuse(format!("{field} {number} is no port"));
-            }
-        }
-        if !port.host_ip.is_empty() && port.host_ip.parse::<IpAddr>().is_err() {
-            return refuse(format!("host_ip {:?} is no address", port.host_ip));
-        }
-        if port.host_port != 0 {
-            return Err(RequestError::unsupported(&format!("port_mappings[{index}].host_port")));
         }
     }
     Ok(())

@@ -362,9 +362,12 @@ fn attach(
         netns: netns.as_fd(),
         inside,
         lease: &lease,
+        bandwidth: plan.bandwidth,
     };
     node.network.attach(request).stage("network")?;
     watch.lap("network");
+    node.network.publish(record.id.as_str(), &plan.host_ports, &lease).stage("port_mappings")?;
+    watch.lap("host ports");
     let later: Vec<_> = plan.sysctls.iter().filter(|(name, _)| waits_for_link(name)).cloned().collect();
     if !later.is_empty() {
         namespaces::run_in(netns.as_fd(), || write_sysctls(&later)).stage("sysctls")??;

@@ -14,7 +14,7 @@ use crate::{
     error::{RequestError, Stage},
     link::Link,
     node::{Node, blocking},
-    record::{ContainerPhase, ContainerRecord, Exit, PodDir, SandboxRecord},
+    record::{ContainerPhase, ContainerRecord, Exit, NetworkRecord, PodDir, SandboxRecord},
     time::now_nanos,
 };
 
@@ -100,7 +100,7 @@ fn release(node: &Node, record: &SandboxRecord) -> Result<(), RequestError> {
     // Deleting a link waits some 30 ms for readers in the kernel; everything else is done meanwhile.
     let (detached, released) = std::thread::scope(|scope| {
         let detaching = scope.spawn(|| match &record.network {
-            Some(network) => node.network.detach(&network.host_interface).stage("network"),
+            Some(network) => detach(node, record, network),
             None => Ok(()),
         });
         let released = release_local(node, record, &dir);
@@ -113,6 +113,12 @@ fn release(node: &Node, record: &SandboxRecord) -> Result<(), RequestError> {
         node.ipam.release(&Lease { v4: network.ipv4, v6: network.ipv6 });
     }
     Ok(())
+}
+
+/// The ports first: nothing may lead to an address that somebody else can get.
+fn detach(node: &Node, record: &SandboxRecord, network: &NetworkRecord) -> Result<(), RequestError> {
+    node.network.unpublish(record.id.as_str()).stage("port_mappings")?;
+    node.network.detach(&network.host_interface).stage("network")
 }
 
 fn release_local(node: &Node, record: &SandboxRecord, dir: &PodDir) -> Result<(), RequestError> {

@@ -3,7 +3,7 @@
 use crisp_proto::runtime::v1 as cri;
 
 use super::info;
-use crate::{cgroups::parent::Driver, error::RequestError, node::Node};
+use crate::{cgroups::parent::Driver, node::Node};
 
 /// The name that Kubernetes shows: `crisp://<container id>`.
 const RUNTIME_NAME: &str = "crisp";
@@ -46,19 +46,4 @@ pub(super) fn config(node: &Node) -> cri::RuntimeConfigResponse {
     };
     let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
     cri::RuntimeConfigResponse { linux: Some(linux) }
-}
-
-/// The pod CIDR is crisp's own configuration; CRI lets a runtime take note of kubelet's and do nothing.
-///
-/// # Errors
-/// It is none.
-pub(super) fn update(config: Option<cri::RuntimeConfig>) -> Result<(), RequestError> {
-    let network = config.and_then(|config| config.network_config);
-    let cidrs = network.map(|network| network.pod_cidr).unwrap_or_default();
-    for cidr in cidrs.split(',').filter(|cidr| !cidr.is_empty()) {
-        if cidr.trim().parse::<ipnet::IpNet>().is_err() {
-            return Err(RequestError::invalid(format!("network_config.pod_cidr {cidr:?} is not a network")));
-        }
-    }
-    Ok(())
 }

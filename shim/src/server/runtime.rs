@@ -16,7 +16,7 @@ use crate::{
     convert::status as convert,
     error::RequestError,
     id::Id,
-    node::Node,
+    node::{Node, blocking},
     pod::{ContainerOp, SandboxOp},
     record::ContainerPhase,
     stream::Streams,
@@ -92,7 +92,9 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Answer<cri::UpdateRuntimeConfigResponse> {
-        about::update(request.into_inner().runtime_config)?;
+        let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
+        let (node, cidrs) = (self.node.clone(), network.map(|network| network.pod_cidr).unwrap_or_default());
+        blocking(move || node.pod_cidr.change(&node.network, &node.ipam, &cidrs)).await?;
         ok(cri::UpdateRuntimeConfigResponse {})
     }
 

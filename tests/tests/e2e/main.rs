@@ -22,6 +22,7 @@ mod disturbances;
 mod execs;
 mod floods;
 mod given_up;
+mod host_ports;
 mod host_reach;
 mod hostile_accounts;
 mod hostile_proc;
@@ -65,6 +66,7 @@ mod streaming_hostile;
 mod sysctls;
 mod terminal;
 mod transport;
+mod two_nodes;
 mod untouched;
 mod userns;
 mod userns_refused;
@@ -98,6 +100,8 @@ fn main() -> ExitCode {
         logs::CASES,
         namespaces::CASES,
         network::CASES,
+        host_ports::CASES,
+        two_nodes::CASES,
         own_processes::CASES,
         own_program::CASES,
         cgroups::CASES,

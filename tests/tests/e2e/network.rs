@@ -67,7 +67,7 @@ fn http_once(ip: IpAddr, port: u16) -> std::io::Result<String> {
 }
 
 /// Starts a web server on port 8080 that says `text`.
-fn serve(node: &Node, pod: &Pod, text: &str) -> Result<String> {
+pub(crate) fn serve(node: &Node, pod: &Pod, text: &str) -> Result<String> {
     let line = format!("mkdir /www; echo {text} >/www/index.html; exec httpd -f -p 8080 -h /www");
     node.launch(pod, "web", "busybox", &["sh", "-c", &line])
 }

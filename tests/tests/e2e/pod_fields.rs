@@ -62,6 +62,7 @@ fn wrong() -> Vec<(Change, &'static str)> {
         (port(0, 70_000, 0, ""), "port_mappings[0].container_port"),
         (port(0, 80, -1, ""), "port_mappings[0].host_port"),
         (port(0, 80, 70_000, ""), "port_mappings[0].host_port"),
+        (port(0, 0, 80, ""), "port_mappings[0].container_port"),
         (port(9, 80, 0, ""), "port_mappings[0].protocol"),
         (port(0, 80, 0, "garbage"), "port_mappings[0].host_ip"),
         (port(0, 80, 0, "1.1.1.1\n"), "port_mappings[0].host_ip"),
