@@ -148,7 +148,7 @@ fn vanished(node: &mut Node) -> Result<()> {
 }
 
 /// Makes a call, kills the daemon meanwhile, and starts it again.
-fn cut<T: Send>(
+pub(crate) fn cut<T: Send>(
     node: &mut Node,
     after: Duration,
     call: impl FnOnce(&Node) -> Reply<T> + Send,

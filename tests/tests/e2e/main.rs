@@ -43,6 +43,7 @@ mod picture;
 mod planted;
 mod play;
 mod pod_fields;
+mod pod_kills;
 mod pods;
 mod port_forward;
 mod power_cuts;
@@ -102,6 +103,7 @@ fn main() -> ExitCode {
         network::CASES,
         host_ports::CASES,
         two_nodes::CASES,
+        pod_kills::CASES,
         own_processes::CASES,
         own_program::CASES,
         cgroups::CASES,
