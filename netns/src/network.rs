@@ -16,7 +16,10 @@
 //! It must not know what is attached, or choose addresses: those come as a lease.
 
 mod attach;
+mod bridge;
+mod config;
 mod conntrack;
+mod error;
 mod forwarding;
 mod nft;
 mod ports;
@@ -26,156 +29,22 @@ mod uplink;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crisp_sys::netlink::{Message, Netlink, NetlinkError, Refusal};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use crisp_sys::netlink::{Message, Refusal};
+use ipnet::IpNet;
 use nix::errno::Errno;
 
-use crate::ipam::{self, IpamError, Lease};
+use crate::ipam::{self, Lease};
 use crate::link::{self, Link};
-use crate::namespaces::NamespaceError;
-use crate::sysctl::SysctlError;
+use bridge::{all_accepted, ensure_bridge};
+use config::{check_link_name, checked};
 use ports::Ports;
 use sockets::Sockets;
 
 pub use attach::{AttachRequest, Attachment};
+pub use config::NetworkConfig;
+pub use error::NetworkError;
 pub use ports::{HostPort, Protocol};
 pub use shape::Bandwidth;
-
-/// Smallest MTU of a link that carries IPv6 (RFC 8200, section 5), bytes.
-const MTU_MIN: u32 = 1280;
-/// Largest MTU of a veth or a bridge, bytes.
-const MTU_MAX: u32 = 65535;
-
-/// What the network looks like.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetworkConfig {
-    /// Name of the bridge, at most 15 bytes. An existing bridge of this name is used as it is.
-    pub bridge: String,
-    /// IPv4 subnet to begin with; its first address is the gateway. `None`: no IPv4.
-    pub ipv4: Option<Ipv4Net>,
-    /// IPv6 subnet to begin with; its first address is the gateway. `None`: no IPv6.
-    pub ipv6: Option<Ipv6Net>,
-    /// MTU of the bridge and of both ends of every veth pair, bytes, 1280 to 65535. `None`: that of
-    /// the interface with the default route when the network is opened, 1500 when there is none.
-    pub mtu: Option<u32>,
-    /// Whether connections to outside the subnets get the host's address as their source.
-    pub masquerade: bool,
-    /// Ranges to which they keep their own: whoever is there has a route back.
-    pub native: Vec<IpNet>,
-    /// Name of the nftables table of family inet that holds the rules. It is replaced at start.
-    pub nft_table: String,
-}
-
-impl Default for NetworkConfig {
-    /// Bridge and table `crisp0` and `crisp`, 10.89.0.0/16 and a unique local IPv6 subnet (RFC 4193), masqueraded.
-    fn default() -> Self {
-        Self {
-            bridge: "crisp0".to_owned(),
-            ipv4: Ipv4Net::new([10, 89, 0, 0].into(), 16).ok(),
-            ipv6: Ipv6Net::new([0xfd63, 0x7269, 0x7370, 0, 0, 0, 0, 0].into(), 64).ok(),
-            mtu: None,
-            masquerade: true,
-            native: Vec::new(),
-            nft_table: "crisp".to_owned(),
-        }
-    }
-}
-
-/// Why the network could not be set up, changed or asked.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// A value that cannot work.
-    #[error("network {field} {value:?}: {reason}")]
-    Config {
-        /// Which field of the configuration or the request.
-        field: &'static str,
-        /// Its value.
-        value: String,
-        /// Which rule it breaks.
-        reason: &'static str,
-    },
-    /// A subnet with nothing to hand out.
-    #[error(transparent)]
-    Subnet(#[from] IpamError),
-    /// No socket in the host's network namespace.
-    #[error(transparent)]
-    Namespace(#[from] NamespaceError),
-    /// The conversation with the kernel broke.
-    #[error("{doing} {object}")]
-    Netlink {
-        /// The operation.
-        doing: &'static str,
-        /// The link or namespace.
-        object: String,
-        /// What broke.
-        #[source]
-        source: NetlinkError,
-    },
-    /// The kernel said no.
-    #[error("{doing} {object}")]
-    Refused {
-        /// The operation.
-        doing: &'static str,
-        /// The link.
-        object: String,
-        /// Its answer.
-        #[source]
-        source: Refusal,
-    },
-    /// Another link has the bridge's name.
-    #[error("{name} exists and is a {kind} link, not a bridge: name another one in the configuration")]
-    NotABridge {
-        /// The name.
-        name: String,
-        /// What it is.
-        kind: String,
-    },
-    /// An IPv6 subnet is configured and the kernel has no IPv6.
-    #[error("this kernel has IPv6 switched off: take the IPv6 subnet {subnet} out of the configuration")]
-    NoIpv6 {
-        /// The subnet.
-        subnet: Ipv6Net,
-    },
-    /// A setting of the host's kernel.
-    #[error(transparent)]
-    Sysctl(#[from] SysctlError),
-    /// The interfaces of the host could not be listed.
-    #[error("list {path}")]
-    ListSysctls {
-        /// The folder.
-        path: &'static str,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Somebody has the host port.
-    #[error("host port {port}/{protocol} is in use by {owner}")]
-    PortTaken {
-        /// The port.
-        port: u16,
-        /// Its protocol.
-        protocol: Protocol,
-        /// Who has it.
-        owner: String,
-    },
-    /// No nft binary.
-    #[error(
-        "nft is not installed, masquerading and host ports need it: install the package nftables \
-         (apt-get install nftables, dnf install nftables, apk add nftables) or switch masquerading off"
-    )]
-    NftMissing,
-    /// nft did not run.
-    #[error("run nft")]
-    NftRun(#[source] std::io::Error),
-    /// nft, or the kernel behind it, did not take the rules.
-    #[error("load nftables table inet {table}: {stderr}")]
-    NftRefused {
-        /// The table.
-        table: String,
-        /// What nft printed.
-        stderr: String,
-    },
-}
 
 /// The network of this host. Shared by reference between threads; opened in the host's network namespace, it acts there
 /// whichever thread it is called from, but for the rules, which are written from a thread of the host's namespace.
@@ -459,151 +328,8 @@ impl Network {
     }
 }
 
-impl NetworkConfig {
-    /// The subnets, IPv4 first.
-    fn subnets(&self) -> impl Iterator<Item = IpNet> {
-        self.ipv4.map(IpNet::V4).into_iter().chain(self.ipv6.map(IpNet::V6))
-    }
-}
-
-/// Refuses a configuration that cannot work, before anything is touched.
-fn checked(mut config: NetworkConfig) -> Result<NetworkConfig, NetworkError> {
-    let refuse = |field, value: &dyn ToString, reason| {
-        Err(NetworkError::Config { field, value: value.to_string(), reason })
-    };
-    check_link_name("bridge", &config.bridge)?;
-    let table = &config.nft_table;
-    if !table.starts_with(|c: char| c.is_ascii_alphabetic())
-        || !table.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-    {
-        return refuse("nft_table", table, "not a letter followed by letters, digits and underscores");
-    }
-    match config.mtu {
-        Some(mtu) if !(MTU_MIN..=MTU_MAX).contains(&mtu) => {
-            return refuse("mtu", &mtu, "not from 1280 to 65535");
-        }
-        _ => {}
-    }
-    if config.subnets().next().is_none() {
-        return refuse("subnets", &"", "neither an IPv4 nor an IPv6 subnet");
-    }
-    config.subnets().try_for_each(ipam::check)?;
-    config.ipv4 = config.ipv4.map(|net| net.trunc());
-    config.ipv6 = config.ipv6.map(|net| net.trunc());
-    Ok(config)
-}
-
 /// Name of the link that what comes from a namespace is sent through when it has a limit; `None` when the name of the
 /// host's end has no room for it, so that there is none.
 fn shaper(name: &str) -> Option<String> {
     (name.len() < link::NAME_MAX).then(|| format!("i{name}"))
-}
-
-fn check_link_name(field: &'static str, name: &str) -> Result<(), NetworkError> {
-    if link::valid_name(name) {
-        return Ok(());
-    }
-    let reason = "not 1 to 15 letters, digits, dots, underscores and dashes";
-    Err(NetworkError::Config { field, value: name.to_owned(), reason })
-}
-
-/// Index of the bridge, which is made when there is none.
-fn ensure_bridge(socket: &mut Netlink, config: &NetworkConfig) -> Result<u32, NetworkError> {
-    let name = &config.bridge;
-    if let Some(bridge) = find(socket, name)? {
-        return adopt(bridge);
-    }
-    let mac = config.subnets().next().map(ipam::gateway).map(link::mac_of).unwrap_or_default();
-    match all_accepted(socket, &[link::new_bridge(name, mac, config.mtu)], "make bridge", name) {
-        // Somebody else made it since we looked.
-        Err(NetworkError::Refused { source: Refusal { errno: Errno::EEXIST, .. }, .. }) => {}
-        other => other?,
-    }
-    match find(socket, name)? {
-        Some(bridge) => adopt(bridge),
-        None => Err(NetworkError::Refused {
-            doing: "find bridge",
-            object: name.clone(),
-            source: Refusal { errno: Errno::ENODEV, message: None },
-        }),
-    }
-}
-
-fn adopt(link: Link) -> Result<u32, NetworkError> {
-    match link.kind {
-        Some(kind) if kind == "bridge" => Ok(link.index),
-        kind => Err(NetworkError::NotABridge {
-            name: link.name,
-            kind: kind.unwrap_or_else(|| "hardware".to_owned()),
-        }),
-    }
-}
-
-/// The link of this name, `None` when there is none.
-fn find(socket: &mut Netlink, name: &str) -> Result<Option<Link>, NetworkError> {
-    match socket.query(&link::get(name)) {
-        Ok(reply) => Ok(Link::parse(&reply)),
-        Err(NetlinkError::Refused(Refusal { errno: Errno::ENODEV, .. })) => Ok(None),
-        Err(source) => Err(NetworkError::Netlink { doing: "look for link", object: name.to_owned(), source }),
-    }
-}
-
-/// Sends messages about one object; the first refusal is the error.
-fn all_accepted(
-    socket: &mut Netlink,
-    messages: &[Message],
-    doing: &'static str,
-    object: &str,
-) -> Result<(), NetworkError> {
-    let verdicts = socket.request(messages).map_err(|source| NetworkError::Netlink {
-        doing,
-        object: object.to_owned(),
-        source,
-    })?;
-    verdicts.into_iter().try_for_each(|verdict| {
-        verdict.map_err(|source| NetworkError::Refused { doing, object: object.to_owned(), source })
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refused(change: impl FnOnce(&mut NetworkConfig)) -> String {
-        let mut config = NetworkConfig::default();
-        change(&mut config);
-        checked(config).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn the_default_configuration_is_sound() {
-        let config = checked(NetworkConfig::default()).unwrap();
-        let gateways: Vec<String> =
-            config.subnets().map(|subnet| ipam::gateway(subnet).to_string()).collect();
-        assert_eq!(gateways, ["10.89.0.1", "fd63:7269:7370::1"]);
-    }
-
-    #[test]
-    fn a_bad_value_is_refused_by_name() {
-        assert!(
-            refused(|config| config.bridge = "a-name-too-long-for-a-link".into())
-                .starts_with("network bridge")
-        );
-        assert!(
-            refused(|config| config.nft_table = "a; flush ruleset".into()).starts_with("network nft_table")
-        );
-        assert!(refused(|config| config.nft_table = String::new()).starts_with("network nft_table"));
-        assert!(refused(|config| config.mtu = Some(576)).starts_with("network mtu \"576\""));
-        assert!(
-            refused(|config| config.ipv4 = "10.0.0.0/31".parse().ok()).contains("10.0.0.0/31 is too small")
-        );
-        let neither = refused(|config| (config.ipv4, config.ipv6) = (None, None));
-        assert!(neither.contains("neither an IPv4 nor an IPv6 subnet"), "{neither}");
-    }
-
-    #[test]
-    fn host_bits_of_subnets_are_cut_off() {
-        let config = NetworkConfig { ipv4: "10.1.2.3/24".parse().ok(), ..NetworkConfig::default() };
-        assert_eq!(checked(config).unwrap().ipv4, "10.1.2.0/24".parse().ok());
-    }
 }

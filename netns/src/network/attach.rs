@@ -17,8 +17,10 @@ use crisp_sys::netlink::{Message, Netlink, Refusal};
 use ipnet::IpNet;
 use nix::errno::Errno;
 
+use super::bridge::{all_accepted, find};
+use super::config::check_link_name;
 use super::shape::{self, Bandwidth};
-use super::{Network, NetworkError, all_accepted, check_link_name, find, shaper};
+use super::{Network, NetworkError, shaper};
 use crate::ipam::{self, Lease};
 use crate::link;
 

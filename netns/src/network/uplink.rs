@@ -6,7 +6,7 @@
 
 use crisp_sys::netlink::{Netlink, NetlinkError};
 
-use super::{MTU_MAX, MTU_MIN};
+use super::config::{MTU_MAX, MTU_MIN};
 use crate::link::{self, Link, Route};
 
 /// MTU of the interface with the preferred default route, bytes; IPv4's route counts before IPv6's. `None` without such
