@@ -123,10 +123,9 @@ impl Talk {
         let mut stdin = child.stdin.take();
         let mut stdout = child.stdout.take().map(Pipe::of);
         let mut stderr = child.stderr.take().map(Pipe::of);
-        for end in [stdin.as_ref().map(AsFd::as_fd), as_fd(stdout.as_ref()), as_fd(stderr.as_ref())] {
-            if let Some(end) = end {
-                fd::set_nonblocking(end, true).map_err(io::Error::other)?;
-            }
+        let ends = [stdin.as_ref().map(AsFd::as_fd), as_fd(stdout.as_ref()), as_fd(stderr.as_ref())];
+        for end in ends.into_iter().flatten() {
+            fd::set_nonblocking(end, true).map_err(io::Error::other)?;
         }
         let mut left = input;
         loop {
