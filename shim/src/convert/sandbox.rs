@@ -198,9 +198,6 @@ fn check_ports(ports: &[cri::PortMapping]) -> Result<(), RequestError> {
         if !port.host_ip.is_empty() && port.host_ip.parse::<IpAddr>().is_err() {
             return refuse(format!("host_ip {:?} is no address", port.host_ip));
         }
-        if port.host_port != 0 {
-            return Err(RequestError::unsupported(&format!("port_mappings[{index}].host_port")));
-        }
     }
     Ok(())
 }

@@ -8,9 +8,10 @@ use crisp_netns::{ipam::Lease, namespaces};
 use crisp_sys::{Errno, mount, process, wait::wait_end};
 use tokio::time::timeout;
 
-use super::{build, policy};
+use super::{build, cni, policy};
 use crate::{
     cgroups::leaf,
+    cni::debts::{self, Debt},
     error::{RequestError, Stage},
     link::Link,
     node::{Node, blocking},
@@ -34,7 +35,12 @@ pub async fn sandbox(
     let stage = format!("stop sandbox {}", record.id.short(12));
     end_monitor(node, record, link).await;
     let (task_node, record) = (node.clone(), record.clone());
-    blocking(move || release(&task_node, &record)).await.map_err(|error| error.at(stage))
+    let task_record = record.clone();
+    let released = blocking(move || release(&task_node, &task_record)).await;
+    if released.is_err() && record.is_in_cni_network() {
+        debts::owe(node, Debt::Sandbox(Box::new(record)));
+    }
+    released.map_err(|error| error.at(stage))
 }
 
 /// Asks the monitor to end what runs and itself; one that does not is killed.
@@ -97,11 +103,13 @@ fn kill_monitor(record: &SandboxRecord) -> Result<(), RequestError> {
 
 fn release(node: &Node, record: &SandboxRecord) -> Result<(), RequestError> {
     let dir = node.state.pod(&record.id);
+    // Before its namespace goes, which plugins want to see.
+    cni::detach(node, record)?;
     // Deleting a link waits some 30 ms for readers in the kernel; everything else is done meanwhile.
     let (detached, released) = std::thread::scope(|scope| {
         let detaching = scope.spawn(|| match &record.network {
-            Some(network) => node.network.detach(&network.host_interface).stage("network"),
-            None => Ok(()),
+            Some(network) if network.cni.is_none() => detach(node, &network.host_interface),
+            _ => Ok(()),
         });
         let released = release_local(node, record, &dir);
         (detaching.join(), released)
@@ -113,6 +121,11 @@ fn release(node: &Node, record: &SandboxRecord) -> Result<(), RequestError> {
         node.ipam.release(&Lease { v4: network.ipv4, v6: network.ipv6 });
     }
     Ok(())
+}
+
+/// Without a bridge, its link goes with the namespace.
+fn detach(node: &Node, interface: &str) -> Result<(), RequestError> {
+    node.network.as_ref().map_or(Ok(()), |network| network.detach(interface).stage("network"))
 }
 
 fn release_local(node: &Node, record: &SandboxRecord, dir: &PodDir) -> Result<(), RequestError> {

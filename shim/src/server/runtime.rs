@@ -78,7 +78,7 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
-        ok(about::status(&self.node, request.into_inner().verbose))
+        ok(about::status(&self.node, request.into_inner().verbose).await)
     }
 
     async fn runtime_config(
