@@ -425,3 +425,27 @@ impl PodDir {
         self.container(id).join("exit")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_of_before_there_was_cni_is_the_bridges() {
+        let text = r#"{"host_interface":"cr1","ipv4":"10.0.0.2","ipv6":"fd00::2"}"#;
+        let old: NetworkRecord = serde_json::from_str(text).unwrap();
+        assert_eq!(old.addresses().collect::<Vec<_>>(), ["10.0.0.2", "fd00::2"]);
+        assert_eq!((serde_json::to_string(&old).unwrap().as_str(), old.cni), (text, None));
+    }
+
+    #[test]
+    fn a_cni_network_keeps_its_addresses_in_their_order() {
+        let addresses = vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        let cni = CniRecord { network: "n".to_owned(), addresses };
+        let network = NetworkRecord { cni: Some(cni), ..NetworkRecord::default() };
+        let text = serde_json::to_string(&network).unwrap();
+        let read: NetworkRecord = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, network);
+        assert_eq!(read.addresses().collect::<Vec<_>>(), ["10.0.0.2", "fd00::2"]);
+    }
+}

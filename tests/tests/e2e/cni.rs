@@ -206,6 +206,7 @@ fn chain(node: &mut Node) -> Result<()> {
         "{interface:?}"
     );
     crate::port_forward::carries(node, &client)?;
+    in_a_user_namespace(node)?;
     // The same after a kill, and with the list gone.
     world.unwrite()?;
     node.kill_and_restart()?;
@@ -225,6 +226,19 @@ fn chain(node: &mut Node) -> Result<()> {
     let rules = command::run(Command::new("nft").args(["list", "ruleset"]))?.ok()?;
     ensure!(!rules.contains("18080") && !ips.iter().any(|ip| rules.contains(&ip.to_string())), "{rules}");
     world.end(node)
+}
+
+/// The network namespace belongs to another user namespace, and plugins work there all the same.
+fn in_a_user_namespace(node: &Node) -> Result<()> {
+    let options = crate::userns::options(crate::userns::HOST, cri::NamespaceMode::Container);
+    let pod = node.run_pod_as(crate::userns::sandbox(node, "mapped", options.clone())?)?;
+    let container = crate::userns::container("c", &["sleep", "3600"], &options)?;
+    let id = node.launch_as(&pod, &container)?;
+    let shown = node.cri().shell(&id, "ip addr show eth0")?;
+    for ip in crate::network::ips(node, &pod.id)? {
+        ensure!(shown.contains(&ip.to_string()), "{shown}");
+    }
+    node.end_pod(&pod)
 }
 
 fn later(node: &mut Node) -> Result<()> {

@@ -293,7 +293,11 @@ fn end_by_force(node: &Node, before: &Snapshot, pin: &Path) -> Result<()> {
     nix::mount::umount2(pin, detach)?;
     fs::remove_file(pin)?;
     for cgroup in before.difference(&now).iter().filter_map(|fact| fact.strip_prefix("left: cgroup ")).rev() {
-        wait::until("an empty cgroup", wait::LONG, || fs::remove_dir(cgroup))?;
+        wait::until("an empty cgroup", wait::LONG, || match fs::remove_dir(cgroup) {
+            // systemd has been faster.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        })?;
     }
     let pods = node.state().join("pods");
     for entry in fs::read_dir(&pods)?.flatten() {
