@@ -11,11 +11,11 @@ pub(crate) mod ready;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use crisp_netns::cni::{Cni, NetworkList, Settings};
+use crisp_netns::cni::{Cni, NetworkList, NoNetwork, Settings};
 
 use self::{cells::Cells, debts::Debts, ready::Verdict};
 use crate::{
@@ -56,6 +56,8 @@ pub struct Networks {
     cni: Cni,
     verdict: Verdict,
     debts: Debts,
+    /// What was said last of files that are not used.
+    warned: Mutex<Option<NoNetwork>>,
 }
 
 impl Networks {
@@ -81,6 +83,7 @@ impl Networks {
             cni: Cni::open(settings, Arc::new(cells)).stage("network")?,
             verdict: Verdict::default(),
             debts: Debts::default(),
+            warned: Mutex::default(),
         }))
     }
 
@@ -94,11 +97,20 @@ impl Networks {
             (Mode::Auto | Mode::Cni, Ok(list)) => Ok(Some(list)),
             (Mode::Cni, Err(none)) => Err(RequestError::unknown(format!("network.mode is cni, and {none}"))),
             (Mode::Auto, Err(none)) => {
-                if !none.problems.is_empty() {
-                    tracing::warn!(%none, "the embedded network is used instead");
-                }
+                self.warn_once(none);
                 Ok(None)
             }
+        }
+    }
+
+    /// Says that files are not used, once and not whenever somebody asks.
+    fn warn_once(&self, none: NoNetwork) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        if warned.as_ref() != Some(&none) {
+            if !none.problems.is_empty() {
+                tracing::warn!(%none, "the embedded network is used instead");
+            }
+            *warned = Some(none);
         }
     }
 

@@ -121,6 +121,8 @@ async fn attempt(node: &Arc<Node>, debt: &Debt) -> Result<(), RequestError> {
                     Some(stopped) => stopped,
                     None => Err(RequestError::unknown("the pod has gone meanwhile")),
                 },
+                // A client's Stop has succeeded meanwhile, and its Remove, too.
+                None if !node.state.pod(&record.id).path().exists() => Ok(()),
                 None => {
                     teardown::sandbox(node, record, None).await?;
                     teardown::forget(node, record).await
