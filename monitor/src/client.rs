@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crisp_sys::socket;
 
+pub use crate::confined;
 pub use crate::record;
 use crate::wire::{
     Body, Call, FDS_LOST, Failure, FailureKind, MAX_FDS, MAX_MESSAGE, Message, Request, WireError,

@@ -4,5 +4,6 @@
 //! every process of its pod. It must not know CRI, tokio or where images and records live.
 
 pub mod client;
+pub mod confined;
 pub mod record;
 pub mod wire;

@@ -37,7 +37,7 @@ keys! {
         sections {
             /// Control groups; version 2 only.
             cgroup: CgroupConfig,
-            /// The embedded network.
+            /// The network: the embedded one, or CNI's.
             network: NetworkConfig,
             /// Images and registries.
             image: ImageConfig,
@@ -69,6 +69,9 @@ keys! {
 keys! {
     /// Section `[network]`.
     pub struct NetworkConfig {
+        /// Which network pods get: bridge, the embedded one; cni, that of a network list in cni_conf_dir; auto, the
+        /// latter where there is a valid list when the pod is made, else the former.
+        mode: String = "auto".into(),
         /// Name of the bridge; at most 15 bytes.
         bridge: String = "crisp0".into(),
         /// Range of pods' IPv4 addresses. Empty: no IPv4.
@@ -84,6 +87,12 @@ keys! {
         native_ranges: Vec<String> = Vec::new(),
         /// Directory in which network namespaces are pinned, where CNI agents and `ip netns` look.
         pin_dir: String = "/run/netns".into(),
+        /// Directory of CNI network lists. It need not exist.
+        cni_conf_dir: String = "/etc/cni/net.d".into(),
+        /// Directories in which CNI plugins are looked for, in this order.
+        cni_bin_dirs: Vec<String> = ["/opt/cni/bin", "/usr/lib/cni"].map(Into::into).into(),
+        /// How long one call of a CNI plugin may take, seconds, before the plugin and all that it has started is killed.
+        cni_timeout_seconds: u64 = 120,
     }
 }
 

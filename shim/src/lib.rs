@@ -6,6 +6,7 @@
 
 pub mod cdi;
 mod cgroups;
+pub mod cni;
 pub mod config;
 pub mod container;
 pub mod convert;
@@ -59,6 +60,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     let (node, locks) = setup::node(config).await?;
     let (streams, streaming) = stream::open(&node.config.stream)?;
     let kept = recover::all(&node).await?;
+    node.cni.collect();
     let listener = bind(&path)?;
     streaming.serve(node.clone(), &streams);
     tracing::info!(socket = %path.display(), "serving");

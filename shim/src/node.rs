@@ -11,6 +11,7 @@ use crisp_runtime::cgroup::DeviceProgram;
 
 use crate::{
     cgroups::{Cgroups, parent::Driver},
+    cni::Networks,
     config::Config,
     convert::{
         self,
@@ -52,8 +53,10 @@ pub struct Node {
     pub boot_id: String,
     /// Images and writable layers.
     pub store: Arc<Store>,
-    /// The bridge.
-    pub network: Network,
+    /// The bridge; `None`: every pod gets a CNI network.
+    pub network: Option<Network>,
+    /// CNI.
+    pub cni: Arc<Networks>,
     /// Addresses in use.
     pub ipam: Ipam,
     /// The ranges that kubelet wants the addresses to be of.
@@ -88,7 +91,9 @@ pub struct Parts {
     /// See [`Node::store`].
     pub store: Store,
     /// See [`Node::network`].
-    pub network: Network,
+    pub network: Option<Network>,
+    /// See [`Node::cni`].
+    pub cni: Arc<Networks>,
     /// See [`Node::ipam`].
     pub ipam: Ipam,
     /// See [`Node::pod_cidr`].
@@ -116,6 +121,7 @@ impl Node {
             boot_id: parts.boot_id,
             store: Arc::new(parts.store),
             network: parts.network,
+            cni: parts.cni,
             ipam: parts.ipam,
             pod_cidr: parts.pod_cidr,
             cgroups: parts.cgroups,
@@ -279,6 +285,15 @@ impl Node {
         };
         let record = pod.container(&id)?;
         Ok((pod, record))
+    }
+
+    /// The bridge, for what cannot be done without.
+    ///
+    /// # Errors
+    /// `network.mode` is cni.
+    pub fn bridge(&self) -> Result<&Network, RequestError> {
+        let missing = || RequestError::precondition("network.mode is cni: the embedded network is not there");
+        self.network.as_ref().ok_or_else(missing)
     }
 
     /// Prefix of every mark on the host that belongs to this instance.

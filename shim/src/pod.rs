@@ -17,6 +17,7 @@
 
 pub mod actor;
 pub mod build;
+mod cni;
 pub mod policy;
 pub mod teardown;
 

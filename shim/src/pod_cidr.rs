@@ -46,7 +46,7 @@ impl PodCidr {
     ///
     /// # Errors
     /// The file cannot be read or is none of ours, or the network does not take the ranges.
-    pub(crate) fn restore(root: &Path, network: &Network, ipam: &Ipam) -> Result<Self, RequestError> {
+    pub(crate) fn restore(root: &Path, network: Option<&Network>, ipam: &Ipam) -> Result<Self, RequestError> {
         let path = root.join("pod-cidr.json");
         let saved: Saved = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).stage(format_args!("read {}", path.display()))?,
@@ -54,6 +54,7 @@ impl PodCidr {
             Err(error) => return Err(error).stage(format_args!("read {}", path.display())),
         };
         for ranges in saved.earlier.iter().chain([&saved.current]) {
+            let Some(network) = network else { continue };
             take(network, ipam, *ranges).stage(format_args!("pod CIDR of {}", path.display()))?;
         }
         Ok(Self { path, saved: Mutex::new(saved) })
@@ -64,11 +65,15 @@ impl PodCidr {
     ///
     /// # Errors
     /// `Invalid` when the text holds something else than one range of each family that has room for pods.
-    pub(crate) fn change(&self, network: &Network, ipam: &Ipam, text: &str) -> Result<(), RequestError> {
+    pub(crate) fn change(
+        &self,
+        network: Option<&Network>,
+        ipam: &Ipam,
+        text: &str,
+    ) -> Result<(), RequestError> {
         let ranges = parse(text)?;
-        if ranges == Ranges::default() {
-            return Ok(());
-        }
+        // Without a bridge it is for those who see to addresses in its place.
+        let Some(network) = network.filter(|_| ranges != Ranges::default()) else { return Ok(()) };
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         if saved.current == ranges {
             return Ok(());

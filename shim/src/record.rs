@@ -146,21 +146,44 @@ pub struct SandboxRecord {
     pub monitor_pid: i32,
 }
 
-/// A sandbox's place in the network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl SandboxRecord {
+    /// Whether CNI plugins hold something for it, or may.
+    #[must_use]
+    pub fn is_in_cni_network(&self) -> bool {
+        self.network.as_ref().is_some_and(|network| network.cni.is_some())
+    }
+}
+
+/// A sandbox's place in the network: the bridge's, or a CNI network's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkRecord {
-    /// The veth's host end.
+    /// The veth's host end; empty for a CNI network.
     pub host_interface: String,
     /// Leased address.
     pub ipv4: Option<std::net::Ipv4Addr>,
     /// Leased address.
     pub ipv6: Option<std::net::Ipv6Addr>,
+    /// The CNI network, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<CniRecord>,
+}
+
+/// A sandbox's place in a CNI network. What its plugins were told and have answered is in the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CniRecord {
+    /// The network's name.
+    pub network: String,
+    /// The addresses of the pod's interface, the primary one first; none before it is attached.
+    pub addresses: Vec<std::net::IpAddr>,
 }
 
 impl NetworkRecord {
     /// The addresses as CRI reports them: the primary one first.
     pub fn addresses(&self) -> impl Iterator<Item = String> + '_ {
-        self.ipv4.iter().map(ToString::to_string).chain(self.ipv6.iter().map(ToString::to_string))
+        let bridge =
+            self.ipv4.iter().map(ToString::to_string).chain(self.ipv6.iter().map(ToString::to_string));
+        let cni = self.cni.iter().flat_map(|cni| &cni.addresses).map(ToString::to_string);
+        bridge.chain(cni)
     }
 }
 
@@ -400,5 +423,29 @@ impl PodDir {
     #[must_use]
     pub fn container_exit(&self, id: &Id) -> PathBuf {
         self.container(id).join("exit")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_of_before_there_was_cni_is_the_bridges() {
+        let text = r#"{"host_interface":"cr1","ipv4":"10.0.0.2","ipv6":"fd00::2"}"#;
+        let old: NetworkRecord = serde_json::from_str(text).unwrap();
+        assert_eq!(old.addresses().collect::<Vec<_>>(), ["10.0.0.2", "fd00::2"]);
+        assert_eq!((serde_json::to_string(&old).unwrap().as_str(), old.cni), (text, None));
+    }
+
+    #[test]
+    fn a_cni_network_keeps_its_addresses_in_their_order() {
+        let addresses = vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        let cni = CniRecord { network: "n".to_owned(), addresses };
+        let network = NetworkRecord { cni: Some(cni), ..NetworkRecord::default() };
+        let text = serde_json::to_string(&network).unwrap();
+        let read: NetworkRecord = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, network);
+        assert_eq!(read.addresses().collect::<Vec<_>>(), ["10.0.0.2", "fd00::2"]);
     }
 }

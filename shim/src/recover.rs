@@ -8,10 +8,15 @@
 use std::{collections::HashSet, fs, sync::Arc, time::Duration};
 
 use crisp_monitor::wire::{Call, ContainerRef, PodState};
-use crisp_netns::{ipam::Lease, namespaces::Pins, network::HostPort};
+use crisp_netns::{
+    ipam::Lease,
+    namespaces::Pins,
+    network::{HostPort, Network},
+};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
+    cni::debts::{self, Debt},
     container::{exec, remove},
     convert::sandbox,
     error::{Class, RequestError, Stage},
@@ -70,7 +75,7 @@ pub async fn all(node: &Arc<Node>) -> Result<usize, RequestError> {
     let task_node = node.clone();
     blocking(move || {
         let all = published.iter().map(|(id, ports, lease)| (id.as_str(), ports.clone(), lease.clone()));
-        task_node.network.load(all).stage("network")
+        task_node.network.as_ref().map_or(Ok(()), |network| network.load(all)).stage("network")
     })
     .await?;
     let mut tasks = tokio::task::JoinSet::new();
@@ -104,7 +109,7 @@ fn published(record: &SandboxRecord) -> Option<(String, Vec<HostPort>, Lease)> {
     if record.phase != SandboxPhase::Ready {
         return None;
     }
-    let network = record.network.as_ref()?;
+    let network = record.network.as_ref().filter(|network| network.cni.is_none())?;
     let plan = sandbox::plan(&record.config).ok().filter(|plan| !plan.host_ports.is_empty())?;
     Some((record.id.to_string(), plan.host_ports, Lease { v4: network.ipv4, v6: network.ipv6 }))
 }
@@ -114,6 +119,11 @@ async fn pod(node: &Arc<Node>, record: SandboxRecord) -> HashSet<String> {
     let id = record.id.clone();
     let (containers, unreadable) = container_records(&node.state.pod(&id));
     let result = match record.phase {
+        // No start waits for a plugin.
+        SandboxPhase::Building if record.is_in_cni_network() => {
+            debts::owe_from_before(node, Debt::Sandbox(Box::new(record)));
+            Ok(())
+        }
         SandboxPhase::Building => undo_sandbox(node, &record).await,
         SandboxPhase::Ready | SandboxPhase::Stopped => Box::pin(restore(node, record, containers)).await,
     };
@@ -183,7 +193,12 @@ async fn restore(
     node.adopt(pod.clone());
     if dead {
         tracing::warn!(pod = %pod.id, "its monitor is gone; stopping the pod");
-        pod.sandbox_op(SandboxOp::Stop).await?;
+        let record = pod.sandbox();
+        if record.is_in_cni_network() {
+            debts::owe_from_before(node, Debt::Sandbox(Box::new(SandboxRecord::clone(&record))));
+        } else {
+            pod.sandbox_op(SandboxOp::Stop).await?;
+        }
     }
     Ok(())
 }
@@ -305,17 +320,25 @@ async fn undo_container(node: &Arc<Node>, record: &ContainerRecord) {
 }
 
 /// Removes what this instance made on the host and no pod claims.
-fn sweep(node: &Node, kept: &Kept) -> Result<(), RequestError> {
+fn sweep(node: &Arc<Node>, kept: &Kept) -> Result<(), RequestError> {
     let pods: HashSet<Id> = node.pods().iter().map(|pod| pod.id.clone()).collect();
-    for (interface, alias) in node.network.owned_links(&node.mark()).stage("list network links")? {
+    if let Some(network) = &node.network {
+        sweep_links(node, network, &pods, kept)?;
+    }
+    debts::unclaimed(node, &kept.pods)?;
+    sweep_pins(node, &pods, kept)
+}
+
+fn sweep_links(node: &Node, network: &Network, pods: &HashSet<Id>, kept: &Kept) -> Result<(), RequestError> {
+    for (interface, alias) in network.owned_links(&node.mark()).stage("list network links")? {
         let id = alias.strip_prefix(&node.mark()).unwrap_or_default();
         let claimed = pods.contains(id) || kept.pods.contains(id);
         if !claimed {
             tracing::warn!(interface, "removing a network link that no pod claims");
-            node.network.detach(&interface).stage("network")?;
+            network.detach(&interface).stage("network")?;
         }
     }
-    sweep_pins(node, &pods, kept)
+    Ok(())
 }
 
 async fn sweep_layers(node: &Node, kept: &Kept) -> Result<(), RequestError> {
@@ -334,7 +357,9 @@ async fn sweep_layers(node: &Node, kept: &Kept) -> Result<(), RequestError> {
 }
 
 fn sweep_pins(node: &Node, pods: &HashSet<Id>, kept: &Kept) -> Result<(), RequestError> {
+    let owed = debts::ids(node)?;
     let ids = pods.iter().map(Id::as_str).chain(kept.pods.iter().map(String::as_str));
+    let ids = ids.chain(owed.iter().map(String::as_str));
     let claimed: HashSet<String> = ids.map(|id| node.pin_name(id)).collect();
     let prefix = format!("crisp-{}-", node.instance);
     for entry in fs::read_dir(&node.config.network.pin_dir).into_iter().flatten().flatten() {

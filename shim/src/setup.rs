@@ -20,6 +20,7 @@ use crisp_sys::mount::{MntFlags, umount2};
 
 use crate::{
     cgroups::{Cgroups, parent::Driver},
+    cni::{Mode, Networks},
     config::Config,
     convert::spec_devices::default_rules,
     error::{RequestError, Stage},
@@ -61,15 +62,18 @@ fn make(config: Config) -> Result<(Arc<Node>, Locks), RequestError> {
     let store =
         Store::open_with(&root, options).stage(format_args!("open the images in {}", root.display()))?;
     let monitor = monitor(&config)?;
+    let instance = instance(&root)?;
+    let cni = Networks::open(&config, &instance, &monitor)?;
     let user_namespaces = user_namespaces::probe(&monitor, &store);
     if let Err(reason) = &user_namespaces {
         tracing::info!(reason, "no user namespaces for pods");
     }
     let node = Node::new(Parts {
-        instance: instance(&root)?,
+        instance,
         boot_id: boot_id.trim().to_owned(),
         store,
         network,
+        cni,
         ipam,
         pod_cidr,
         cgroups,
@@ -87,7 +91,9 @@ fn make(config: Config) -> Result<(Arc<Node>, Locks), RequestError> {
 pub(crate) async fn leave(node: &Arc<Node>) {
     let task_node = node.clone();
     let left = blocking(move || {
-        task_node.network.teardown_host().stage("network")?;
+        if let Some(network) = &task_node.network {
+            network.teardown_host().stage("network")?;
+        }
         let pins = task_node.state.pins();
         umount2(&pins, MntFlags::empty()).stage(format_args!("unmount {}", pins.display()))
     });
@@ -166,7 +172,7 @@ fn device_program(config: &Config) -> Result<Option<DeviceProgram>, RequestError
     }
 }
 
-fn network(config: &Config) -> Result<(Network, Ipam, PodCidr), RequestError> {
+fn network(config: &Config) -> Result<(Option<Network>, Ipam, PodCidr), RequestError> {
     let settings = NetworkConfig {
         bridge: config.network.bridge.clone(),
         ipv4: subnet("ipv4", &config.network.ipv4)?,
@@ -177,8 +183,11 @@ fn network(config: &Config) -> Result<(Network, Ipam, PodCidr), RequestError> {
         nft_table: nft_table(&config.network.bridge),
     };
     let ipam = Ipam::new(settings.ipv4, settings.ipv6).stage("network")?;
-    let network = Network::open(settings).stage("network")?;
-    let pod_cidr = PodCidr::restore(Path::new(&config.root), &network, &ipam)?;
+    let network = match Mode::of(config) {
+        Mode::Cni => None,
+        Mode::Auto | Mode::Bridge => Some(Network::open(settings).stage("network")?),
+    };
+    let pod_cidr = PodCidr::restore(Path::new(&config.root), network.as_ref(), &ipam)?;
     Ok((network, ipam, pod_cidr))
 }
 

@@ -18,6 +18,7 @@ pub mod images;
 pub mod inside;
 pub mod node;
 pub mod place;
+pub mod plugin;
 pub mod random;
 pub mod registry;
 pub mod source;

@@ -11,6 +11,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::host;
 
+/// Where Debian's package containernetworking-plugins has its programs.
+pub const CNI_PLUGINS: &str = "/usr/lib/cni";
+
 /// A capability that a test cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
@@ -22,6 +25,8 @@ pub enum Need {
     Registry,
     /// A kernel that uses AppArmor, and the program that loads profiles.
     AppArmor,
+    /// Debian's CNI plugins, and what they call.
+    CniPlugins,
     /// A kernel of the tests' own, whose clock may be set and whose disks may fail.
     OwnKernel,
 }
@@ -49,6 +54,11 @@ fn missing(need: Need) -> Option<String> {
         Need::AppArmor => missing_apparmor(),
         Need::OwnKernel => {
             env::var_os("CRISP_VM").is_none().then(|| "the kernel is not the tests' own".to_owned())
+        }
+        Need::CniPlugins => {
+            let missing =
+                [CNI_PLUGINS, "/usr/sbin/iptables"].map(Path::new).into_iter().find(|path| !path.exists());
+            missing.map(|path| format!("no {}", path.display()))
         }
         Need::Registry => (!registry().is_file()).then(|| format!("no {}", registry().display())),
     }

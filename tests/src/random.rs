@@ -23,6 +23,11 @@ impl Random {
         Self { state: seed, seed }
     }
 
+    /// The numbers of this seed.
+    pub fn seeded(seed: u64) -> Self {
+        Self { state: seed, seed }
+    }
+
     /// The next number.
     pub fn number(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);

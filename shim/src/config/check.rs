@@ -105,6 +105,24 @@ impl NetworkConfig {
             seen.push(range);
         }
         absolute("network.pin_dir", &self.pin_dir, problems);
+        if !matches!(self.mode.as_str(), "auto" | "bridge" | "cni") {
+            problems.push(format!("network.mode: {:?} is none of \"auto\", \"bridge\", \"cni\"", self.mode));
+        }
+        absolute("network.cni_conf_dir", &self.cni_conf_dir, problems);
+        if self.cni_bin_dirs.is_empty() && self.mode != "bridge" {
+            problems.push("network.cni_bin_dirs: empty; a CNI network has plugins".into());
+        }
+        for (index, directory) in self.cni_bin_dirs.iter().enumerate() {
+            absolute(&format!("network.cni_bin_dirs[{index}]"), directory, problems);
+            if directory.contains(':') {
+                problems.push(format!(
+                    "network.cni_bin_dirs[{index}]: {directory:?}: CNI_PATH cannot hold a colon"
+                ));
+            }
+        }
+        if self.cni_timeout_seconds == 0 {
+            problems.push("network.cni_timeout_seconds: 0 would kill every plugin".into());
+        }
     }
 }
 

@@ -25,12 +25,13 @@ use crisp_netns::{
 use crisp_runtime::cgroup::Resources;
 use crisp_sys::{
     mount::{self, MountAttr},
+    netlink::Netlink,
     process::CloneFlags,
     program::Program,
 };
 use tokio::sync::mpsc;
 
-use super::teardown;
+use super::{cni, teardown};
 use crate::{
     cgroups::{self, parent::Driver},
     convert::{
@@ -107,7 +108,7 @@ async fn finish(
     let shared_pid = plan.shared_pid;
     let attached = blocking(move || attach(&task_node, &task_record, &plan, created));
     let (attached, connected) = tokio::join!(attached, connect(node, &record, shared_pid));
-    attached?;
+    record.network = attached?;
     let (link, events, init) = connected?;
     record.init = init;
     record.phase = SandboxPhase::Ready;
@@ -121,7 +122,7 @@ async fn undo(node: &Arc<Node>, record: &SandboxRecord) {
         Err(error) => Err(error),
     };
     if let Err(error) = undone {
-        tracing::error!(pod = %record.id, %error, "a failed sandbox could not be undone; the next start tries again");
+        tracing::error!(pod = %record.id, %error, "a failed sandbox could not be undone; it is tried again");
     }
 }
 
@@ -186,15 +187,7 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
         .create(dir.path())
         .stage(format_args!("make {}", dir.path().display()))?;
     fs::create_dir(dir.containers()).stage("make the directory of its containers")?;
-    let lease = match plan.host_network {
-        true => None,
-        false => Some(node.ipam.allocate().stage("lease addresses")?),
-    };
-    record.network = lease.as_ref().map(|lease| NetworkRecord {
-        host_interface: format!("cr{}", record.id.short(12)),
-        ipv4: lease.v4,
-        ipv6: lease.v6,
-    });
+    record.network = cni::place(node, record, plan)?;
     // The default parent is crisp's own: whoever is the last to leave removes it.
     let default = Driver::of(&node.config.cgroup).default_parent(&node.config.cgroup)?;
     record.cgroup_made =
@@ -222,6 +215,17 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
     }
     record::write(&dir.record(), record).stage("building")?;
     Ok(created)
+}
+
+/// A place at the bridge.
+pub(super) fn lease(node: &Node, record: &SandboxRecord) -> Result<NetworkRecord, RequestError> {
+    let lease = node.ipam.allocate().stage("lease addresses")?;
+    Ok(NetworkRecord {
+        host_interface: format!("cr{}", record.id.short(12)),
+        ipv4: lease.v4,
+        ipv6: lease.v6,
+        cni: None,
+    })
 }
 
 /// The directory itself is no symbolic link: a workload that can write where the pods' logs are must not choose where
@@ -263,7 +267,7 @@ fn root_outside(plan: &SandboxPlan) -> Option<(u32, u32)> {
 }
 
 /// `/etc/hosts` of a pod for which kubelet mounts none: the loopback names and the pod's own.
-fn hosts(record: &SandboxRecord) -> String {
+pub(super) fn hosts(record: &SandboxRecord) -> String {
     let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     for address in record.network.iter().flat_map(NetworkRecord::addresses) {
         text.push_str(&format!("{address}\t{}\n", record.hostname));
@@ -312,7 +316,7 @@ fn make_namespaces(
     let now = plan.sysctls.iter().filter(|(name, _)| !waits_for_link(name)).cloned();
     let sysctls: Vec<_> = match plan.host_network {
         true => now.collect(),
-        false => node.network.sysctls().into_iter().chain(now).collect(),
+        false => embedded_sysctls(node, record)?.into_iter().chain(now).collect(),
     };
     let mut kinds = CloneFlags::empty();
     kinds.set(CloneFlags::NEWNET | CloneFlags::NEWUTS, !plan.host_network);
@@ -337,6 +341,14 @@ fn make_namespaces(
     Ok(created)
 }
 
+/// What the bridge needs; CNI plugins see to what their networks need.
+fn embedded_sysctls(node: &Node, record: &SandboxRecord) -> Result<Vec<(String, String)>, RequestError> {
+    match &record.network {
+        Some(network) if network.cni.is_none() => Ok(node.bridge()?.sysctls()),
+        _ => Ok(Vec::new()),
+    }
+}
+
 /// A setting of an interface of its own can be written when the interface is there.
 fn waits_for_link(name: &str) -> bool {
     Sysctl::parse(name).is_ok_and(|sysctl| sysctl.waits_for_link())
@@ -347,12 +359,32 @@ fn attach(
     record: &SandboxRecord,
     plan: &SandboxPlan,
     mut created: Created,
-) -> Result<(), RequestError> {
+) -> Result<Option<NetworkRecord>, RequestError> {
     let mut watch = Stopwatch::start("network attached");
     let (Some(network), Some(netns), Some(inside)) = (&record.network, &created.net, &mut created.socket)
     else {
-        return Ok(());
+        return Ok(record.network.clone());
     };
+    let attached = match network.cni {
+        Some(_) => cni::attach(node, record)?,
+        None => attach_to_bridge(node, record, plan, network, netns, inside)?,
+    };
+    watch.lap("network");
+    let later: Vec<_> = plan.sysctls.iter().filter(|(name, _)| waits_for_link(name)).cloned().collect();
+    if !later.is_empty() {
+        namespaces::run_in(netns.as_fd(), || write_sysctls(&later)).stage("sysctls")??;
+    }
+    Ok(Some(attached))
+}
+
+fn attach_to_bridge(
+    node: &Node,
+    record: &SandboxRecord,
+    plan: &SandboxPlan,
+    network: &NetworkRecord,
+    netns: &OwnedFd,
+    inside: &mut Netlink,
+) -> Result<NetworkRecord, RequestError> {
     let lease = Lease { v4: network.ipv4, v6: network.ipv6 };
     let alias = format!("{}{}", node.mark(), record.id);
     let request = AttachRequest {
@@ -364,15 +396,10 @@ fn attach(
         lease: &lease,
         bandwidth: plan.bandwidth,
     };
-    node.network.attach(request).stage("network")?;
-    watch.lap("network");
-    node.network.publish(record.id.as_str(), &plan.host_ports, &lease).stage("port_mappings")?;
-    watch.lap("host ports");
-    let later: Vec<_> = plan.sysctls.iter().filter(|(name, _)| waits_for_link(name)).cloned().collect();
-    if !later.is_empty() {
-        namespaces::run_in(netns.as_fd(), || write_sysctls(&later)).stage("sysctls")??;
-    }
-    Ok(())
+    let bridge = node.bridge()?;
+    bridge.attach(request).stage("network")?;
+    bridge.publish(record.id.as_str(), &plan.host_ports, &lease).stage("port_mappings")?;
+    Ok(network.clone())
 }
 
 fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), RequestError> {

@@ -8,9 +8,10 @@ use crisp_netns::{ipam::Lease, namespaces};
 use crisp_sys::{Errno, mount, process, wait::wait_end};
 use tokio::time::timeout;
 
-use super::{build, policy};
+use super::{build, cni, policy};
 use crate::{
     cgroups::leaf,
+    cni::debts::{self, Debt},
     error::{RequestError, Stage},
     link::Link,
     node::{Node, blocking},
@@ -34,7 +35,12 @@ pub async fn sandbox(
     let stage = format!("stop sandbox {}", record.id.short(12));
     end_monitor(node, record, link).await;
     let (task_node, record) = (node.clone(), record.clone());
-    blocking(move || release(&task_node, &record)).await.map_err(|error| error.at(stage))
+    let task_record = record.clone();
+    let released = blocking(move || release(&task_node, &task_record)).await;
+    if released.is_err() && record.is_in_cni_network() {
+        debts::owe(node, Debt::Sandbox(Box::new(record)));
+    }
+    released.map_err(|error| error.at(stage))
 }
 
 /// Asks the monitor to end what runs and itself; one that does not is killed.
@@ -97,11 +103,13 @@ fn kill_monitor(record: &SandboxRecord) -> Result<(), RequestError> {
 
 fn release(node: &Node, record: &SandboxRecord) -> Result<(), RequestError> {
     let dir = node.state.pod(&record.id);
+    // Before its namespace goes, which plugins want to see.
+    cni::detach(node, record)?;
     // Deleting a link waits some 30 ms for readers in the kernel; everything else is done meanwhile.
     let (detached, released) = std::thread::scope(|scope| {
         let detaching = scope.spawn(|| match &record.network {
-            Some(network) => detach(node, record, network),
-            None => Ok(()),
+            Some(network) if network.cni.is_none() => detach(node, record, network),
+            _ => Ok(()),
         });
         let released = release_local(node, record, &dir);
         (detaching.join(), released)
@@ -115,10 +123,12 @@ fn release(node: &Node, record: &SandboxRecord) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// The ports first: nothing may lead to an address that somebody else can get.
-fn detach(node: &Node, record: &SandboxRecord, network: &NetworkRecord) -> Result<(), RequestError> {
-    node.network.unpublish(record.id.as_str()).stage("port_mappings")?;
-    node.network.detach(&network.host_interface).stage("network")
+/// The ports first: nothing may lead to an address that somebody else can get. Without a bridge, the link goes with its
+/// namespace, and the rules went with the bridge.
+fn detach(node: &Node, record: &SandboxRecord, place: &NetworkRecord) -> Result<(), RequestError> {
+    let Some(network) = &node.network else { return Ok(()) };
+    network.unpublish(record.id.as_str()).stage("port_mappings")?;
+    network.detach(&place.host_interface).stage("network")
 }
 
 fn release_local(node: &Node, record: &SandboxRecord, dir: &PodDir) -> Result<(), RequestError> {

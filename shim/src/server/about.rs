@@ -17,25 +17,31 @@ pub(super) fn version() -> cri::VersionResponse {
     }
 }
 
-/// Whoever can ask is served, so both conditions hold.
-pub(super) fn status(node: &Node, verbose: bool) -> cri::StatusResponse {
-    let ready = |kind: &str| cri::RuntimeCondition {
-        r#type: kind.to_owned(),
-        status: true,
-        reason: String::new(),
-        message: String::new(),
-    };
+/// Whoever can ask is served; the network may have to wait for somebody's list or plugins.
+pub(super) async fn status(node: &Node, verbose: bool) -> cri::StatusResponse {
+    let runtime = condition("RuntimeReady", Ok(()));
+    let network = condition("NetworkReady", node.cni.ready().await);
     let user_namespaces = node.user_namespaces.is_ok();
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
     let handler = cri::RuntimeHandler { name: String::new(), features: Some(features) };
     cri::StatusResponse {
-        status: Some(cri::RuntimeStatus { conditions: vec![ready("RuntimeReady"), ready("NetworkReady")] }),
+        status: Some(cri::RuntimeStatus { conditions: vec![runtime, network] }),
         info: if verbose { info::status(node) } else { Default::default() },
         runtime_handlers: vec![handler],
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: user_namespaces,
         }),
+    }
+}
+
+/// `reason` is a word for programs, the message for people.
+fn condition(kind: &str, ready: Result<(), String>) -> cri::RuntimeCondition {
+    cri::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: ready.is_ok(),
+        reason: if ready.is_ok() { String::new() } else { "NetworkPluginNotReady".to_owned() },
+        message: ready.err().unwrap_or_default(),
     }
 }
 

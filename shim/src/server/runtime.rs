@@ -78,7 +78,7 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Answer<cri::StatusResponse> {
-        ok(about::status(&self.node, request.into_inner().verbose))
+        ok(about::status(&self.node, request.into_inner().verbose).await)
     }
 
     async fn runtime_config(
@@ -94,7 +94,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<cri::UpdateRuntimeConfigResponse> {
         let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
         let (node, cidrs) = (self.node.clone(), network.map(|network| network.pod_cidr).unwrap_or_default());
-        blocking(move || node.pod_cidr.change(&node.network, &node.ipam, &cidrs)).await?;
+        blocking(move || node.pod_cidr.change(node.network.as_ref(), &node.ipam, &cidrs)).await?;
         ok(cri::UpdateRuntimeConfigResponse {})
     }
 

@@ -11,6 +11,8 @@ mod broken_records;
 mod case;
 mod cdi;
 mod cgroups;
+mod cni;
+mod cni_faults;
 mod container;
 mod contract;
 mod credentials;
@@ -75,16 +77,21 @@ mod volumes;
 
 use std::process::ExitCode;
 
-use crisp_tests::node;
+use crisp_tests::{node, plugin};
 use libtest_mimic::{Arguments, Conclusion};
 
 fn main() -> ExitCode {
+    if plugin::called() {
+        return plugin::run();
+    }
     let mut arguments = Arguments::from_args();
     // Tests share the host's mount and network namespace, and each looks at all of it.
     arguments.test_threads = Some(1);
     let all = [
         contract::CASES,
         processes::CASES,
+        cni::CASES,
+        cni_faults::CASES,
         programs::CASES,
         sandbox::CASES,
         container::CASES,

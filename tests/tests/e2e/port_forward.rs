@@ -31,7 +31,7 @@ pub(crate) const LOOPBACK: [std::net::IpAddr; 2] =
     [std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), std::net::IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// Where a pod's network namespace is pinned.
-fn pin(node: &Node, pod: &Pod) -> Result<PathBuf> {
+pub(crate) fn pin(node: &Node, pod: &Pod) -> Result<PathBuf> {
     let request = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: true };
     let info = node.cri().pod_sandbox_status(request)?.info;
     let info: serde_json::Value = serde_json::from_str(info.get("info").context("no info")?)?;
@@ -133,12 +133,18 @@ fn bytes() -> Vec<u8> {
 
 fn ends(node: &mut Node) -> Result<()> {
     let pod = node.run_pod("forward")?;
+    carries(node, &pod)?;
+    node.end_pod(&pod)
+}
+
+/// Shows that 32 MiB go into `pod` and come out of it, whoever ends first.
+pub(crate) fn carries(node: &Node, pod: &Pod) -> Result<()> {
     let sent = bytes();
     let digest = hex(&Sha256::digest(&sent));
     for address in LOOPBACK {
         // The client ends first, and hears the answer all the same.
-        let server = digests(listen(node, &pod, address, 8080)?, 1);
-        let mut spdy = open(node, &pod)?;
+        let server = digests(listen(node, pod, address, 8080)?, 1);
+        let mut spdy = open(node, pod)?;
         connect(&mut spdy, 1, "8080")?;
         let mut sender = spdy.twin()?;
         let answer = thread::scope(|scope| {
@@ -151,7 +157,7 @@ fn ends(node: &mut Node) -> Result<()> {
         ensure!(answer.data == digest.as_bytes() && answer.error.is_empty(), "{answer:?}");
         joined(server)?;
         // The pod ends first, and hears the client all the same; on the same connection of the client.
-        let listener = listen(node, &pod, address, 8081)?;
+        let listener = listen(node, pod, address, 8081)?;
         let copy = sent.clone();
         let server = thread::spawn(move || {
             let (mut socket, _) = listener.accept()?;
@@ -175,7 +181,7 @@ fn ends(node: &mut Node) -> Result<()> {
         ensure!(said(&mut spdy, 5)?.error.is_empty());
         joined(server)?;
     }
-    node.end_pod(&pod)
+    Ok(())
 }
 
 fn many(node: &mut Node) -> Result<()> {
