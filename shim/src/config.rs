@@ -81,6 +81,9 @@ keys! {
         masquerade: bool = true,
         /// Directory in which network namespaces are pinned, where CNI agents and `ip netns` look.
         pin_dir: String = "/run/netns".into(),
+        /// Network namespaces that are kept ready, with an address each, for the next pods. 0: none; every pod's is made
+        /// when it is asked for.
+        pool: usize = 4,
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     id::{self, Id},
     lsm::Lsm,
     pod::{Pod, SandboxOp, actor::Actor, build::BuildInput},
+    pool::{Pool, Ready},
     record::{self, ContainerRecord, SandboxPhase, SandboxRecord, StateDir},
     time::now_nanos,
 };
@@ -55,6 +56,8 @@ pub struct Node {
     pub network: Network,
     /// Addresses in use.
     pub ipam: Ipam,
+    /// Namespaces for the next pods.
+    pub pool: Pool,
     /// The cgroup tree.
     pub cgroups: Cgroups,
     /// For containers with nothing special, loaded once; `None` where the host does not allow device control and the
@@ -106,6 +109,7 @@ impl Node {
     pub fn new(parts: Parts) -> Arc<Node> {
         Arc::new(Node {
             state: StateDir::new(parts.config.state.clone().into()),
+            pool: Pool::new(parts.config.network.pool),
             config: parts.config,
             instance: parts.instance,
             boot_id: parts.boot_id,
@@ -180,9 +184,16 @@ impl Node {
             }
             return Ok(pod.clone());
         }
-        let record = self.new_sandbox(config, &plan)?;
+        let ready = self.pool.take(&plan);
+        let record = match self.new_sandbox(config, &plan, ready.as_ref()) {
+            Ok(record) => record,
+            Err(error) => {
+                ready.into_iter().for_each(|ready| self.pool.give_back(ready));
+                return Err(error);
+            }
+        };
         let (id, key) = (record.id.clone(), plan.key.clone());
-        let pod = Actor::build(self, record, BuildInput { plan });
+        let pod = Actor::build(self, record, BuildInput { plan, ready });
         index.names.insert(key, id.clone());
         index.pods.insert(id, pod.clone());
         Ok(pod)
@@ -192,8 +203,12 @@ impl Node {
         &self,
         config: cri::PodSandboxConfig,
         plan: &SandboxPlan,
+        ready: Option<&Ready>,
     ) -> Result<SandboxRecord, RequestError> {
-        let id = Id::random()?;
+        let id = match ready {
+            Some(ready) => ready.id.clone(),
+            None => Id::random()?,
+        };
         let asked = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
         let cgroup_parent = Driver::of(&self.config.cgroup).pod_parent(&self.config.cgroup, asked, &id)?;
         let hostname = match (config.hostname.as_str(), plan.host_network) {
@@ -211,7 +226,7 @@ impl Node {
             hostname,
             cgroup_parent,
             cgroup_made: None,
-            network: None,
+            network: ready.map(|ready| ready.network.clone()),
             init: None,
             monitor_pid: 0,
         })

@@ -13,6 +13,8 @@ const INTERFACE_NAME_MAX: usize = 15;
 /// Smallest MTU that carries IPv6 (RFC 8200, section 5).
 const MTU_MIN: u32 = 1280;
 const MTU_MAX: u32 = 65535;
+/// Namespaces that are kept ready: more would only be memory of the kernel's, some 200 KiB each.
+const POOL_MAX: usize = 256;
 /// Bytes of a piece of a log line: shorter pieces would be mostly time stamps.
 const LOG_LINE_MIN: u32 = 256;
 /// Longest piece that the monitor takes into one write.
@@ -94,6 +96,9 @@ impl NetworkConfig {
             problems.push(format!("network.mtu: {} is not 0 and not {MTU_MIN} to {MTU_MAX}", self.mtu));
         }
         absolute("network.pin_dir", &self.pin_dir, problems);
+        if self.pool > POOL_MAX {
+            problems.push(format!("network.pool: {} is more than {POOL_MAX}", self.pool));
+        }
     }
 }
 
