@@ -17,6 +17,7 @@ mod images;
 mod inspect;
 mod logs;
 mod manifest;
+mod netns;
 mod play;
 mod port_forward;
 mod ps;
@@ -65,6 +66,9 @@ enum Command {
     PortForward(port_forward::Arguments),
     /// Show how a pod is isolated: namespaces, limits, mounts
     Inspect(inspect::Arguments),
+    /// List pods' network namespaces, or run a program of this host in one
+    #[command(subcommand)]
+    Netns(netns::Command),
     /// Stop and remove pods
     Rm(rm::Arguments),
     /// Fetch an image
@@ -114,6 +118,7 @@ async fn client(endpoint: &str, command: Command) -> Result<ExitCode> {
         Command::Attach(arguments) => Box::pin(attach::run(endpoint, arguments)).await,
         Command::PortForward(arguments) => Box::pin(port_forward::run(endpoint, arguments)).await,
         Command::Inspect(arguments) => inspect::run(endpoint, arguments).await.map(done),
+        Command::Netns(command) => netns::run(endpoint, command).await,
         Command::Rm(arguments) => rm::run(endpoint, arguments).await.map(done),
         Command::Pull(arguments) => images::pull::run(endpoint, arguments).await.map(done),
         Command::Images(arguments) => images::run(endpoint, arguments).await,

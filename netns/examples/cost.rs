@@ -87,7 +87,6 @@ fn one(network: &Network, ipam: &Ipam, folder: &Path, id: &str) -> Times {
             netns: created.net.as_ref().unwrap().as_fd(),
             inside: created.socket.as_mut().unwrap(),
             lease: &lease,
-            bandwidth: Default::default(),
         })
         .unwrap();
     let attached = begin.elapsed();

@@ -6,6 +6,8 @@
 //!  create() ───────────────►  unshare → open /proc/thread-self/ns/* → host name → lo up → sysctls → pin
 //!                             inside(&mut Created): what is spawned here is born in the namespaces
 //!  Created + its result ◄───  exit
+//!
+//!  adopt() ────────────────►  setns into namespaces made before → host name → sysctls → pin, and on as above
 //! ```
 //!
 //! unshare(2) and setns(2) change one thread. A thread that came back to a pool with somebody's namespaces would run the
@@ -14,6 +16,7 @@
 //!
 //! It must not know what the namespaces are for.
 
+mod adopt;
 mod pin;
 
 use std::fs::File;
@@ -29,6 +32,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use crate::link;
 use crate::sysctl::{Owner, Sysctl, SysctlError};
 
+pub use adopt::adopt;
 use pin::Pinned;
 pub use pin::{ensure_pin_dir, open_pin, unpin};
 
@@ -303,15 +307,21 @@ fn make(request: &Request<'_>, sysctls: &[(Sysctl, String)]) -> Result<(Created,
         uts: open(request.uts, "uts")?,
         socket: None,
     };
+    if request.net {
+        created.socket = Some(socket_with_loopback_up()?);
+    }
+    let pinned = furnish(request, sysctls)?;
+    Ok((created, pinned))
+}
+
+/// Sets up the calling thread's namespaces as `request` wants them, and pins them.
+fn furnish(request: &Request<'_>, sysctls: &[(Sysctl, String)]) -> Result<Pinned, NamespaceError> {
     if let Some(name) = request.hostname {
         nix::unistd::sethostname(name).map_err(|source| NamespaceError::Call {
             call: "sethostname",
             object: name.to_owned(),
             source,
         })?;
-    }
-    if request.net {
-        created.socket = Some(socket_with_loopback_up()?);
     }
     for (sysctl, value) in sysctls {
         match &request.origin {
@@ -328,7 +338,7 @@ fn make(request: &Request<'_>, sysctls: &[(Sysctl, String)]) -> Result<(Created,
     if let (Some(path), Some(origin)) = (&request.pins.user, &request.origin) {
         pinned.pin(Path::new(&format!("/proc/self/fd/{}", origin.user.as_raw_fd())), path)?;
     }
-    Ok((created, pinned))
+    Ok(pinned)
 }
 
 /// Writes a setting that belongs to the root of another user namespace, or to the host's: kernels differ in that.

@@ -35,7 +35,7 @@ use nix::errno::Errno;
 
 use crate::ipam::{self, Lease};
 use crate::link::{self, Link};
-use bridge::{all_accepted, ensure_bridge};
+use bridge::{all_accepted, ensure_bridge, find};
 use config::{check_link_name, checked};
 use ports::Ports;
 use sockets::Sockets;
@@ -268,6 +268,42 @@ impl Network {
             sysctls.push(default("disable_ipv6", "0"));
         }
         sysctls
+    }
+
+    /// Limits what an attached namespace may send and receive. `name` and `alias` are those it was attached with; a limit
+    /// for what it sends needs a `name` of at most 14 bytes.
+    ///
+    /// # Errors
+    /// The name is too long, or the kernel's refusal; detaching takes away what was made.
+    pub fn limit(&self, name: &str, alias: &str, bandwidth: Bandwidth) -> Result<(), NetworkError> {
+        if !bandwidth.is_limited() {
+            return Ok(());
+        }
+        let index = self.index(name)?;
+        let mut messages = Vec::from_iter(bandwidth.ingress.map(|bits| shape::limit(index, bits)));
+        if let Some(bits) = bandwidth.egress {
+            let Some(shaper) = shaper(name) else {
+                let reason = "over 14 bytes, and what it sends is to be limited";
+                return Err(NetworkError::Config { field: "link name", value: name.to_owned(), reason });
+            };
+            let made = [link::new_ifb(&shaper), link::set_alias(&shaper, alias)];
+            self.sockets.with(|socket| all_accepted(socket, &made, "make ifb link", &shaper))??;
+            let through = self.index(&shaper)?;
+            messages.extend([shape::limit(through, bits), link::up(through)]);
+            messages.extend(shape::redirect(index, through));
+        }
+        self.sockets.with(|socket| all_accepted(socket, &messages, "limit the bandwidth of", name))?
+    }
+
+    fn index(&self, name: &str) -> Result<u32, NetworkError> {
+        match self.sockets.with(|socket| find(socket, name))?? {
+            Some(link) => Ok(link.index),
+            None => Err(NetworkError::Refused {
+                doing: "find link",
+                object: name.to_owned(),
+                source: Refusal { errno: Errno::ENODEV, message: None },
+            }),
+        }
     }
 
     /// Takes a namespace off the network by deleting its link. A link that is gone already, as it is when its namespace

@@ -152,6 +152,27 @@ impl Sysctl {
         per_link && !matches!(parts.next(), Some("all" | "default" | "lo"))
     }
 
+    /// Whether it may matter that the setting is written before the first interface is made: `default` is what an
+    /// interface begins with (`net.ipv4.conf.default.rp_filter`), and others decide which addresses it can get. Of
+    /// settings that are not known here it is assumed.
+    pub fn precedes_links(&self) -> bool {
+        const HARMLESS: [&str; 4] = [
+            "net/core/somaxconn",
+            "net/ipv4/ping_group_range",
+            "net/ipv4/ip_unprivileged_port_start",
+            "net/ipv4/tcp_syncookies",
+        ];
+        const HARMLESS_BEGINNINGS: [&str; 4] = [
+            "net/ipv4/ip_local_",
+            "net/ipv4/tcp_keepalive_",
+            "net/ipv4/tcp_fin_timeout",
+            "net/ipv4/tcp_tw_reuse",
+        ];
+        let path = self.path.as_str();
+        let harmless = HARMLESS.contains(&path) || HARMLESS_BEGINNINGS.iter().any(|b| path.starts_with(b));
+        self.owner == Owner::Net && !harmless
+    }
+
     /// Writes `value`, with one write(2), in the namespaces of the calling thread: `/proc/sys` resolves `net`, `kernel`
     /// and `fs/mqueue` entries for the thread that opens them.
     ///
@@ -196,6 +217,55 @@ fn write_once(path: &std::path::Path, value: &str) -> io::Result<()> {
     match file.write(value.as_bytes())? {
         written if written == value.len() => Ok(()),
         _ => Err(io::Error::new(io::ErrorKind::WriteZero, "the kernel took a part of the value")),
+    }
+}
+
+/// Settings of the host that a new network or UTS namespace begins with a copy of (`devinet_init_net`, `tcp_sk_init` and
+/// `clone_uts_ns` of Linux): held open, because they are read often.
+#[derive(Debug)]
+pub struct Inherited(Vec<std::fs::File>);
+
+impl Inherited {
+    /// Opens the files, in the namespaces of the calling thread; one that this kernel has not is left out.
+    ///
+    /// # Errors
+    /// The folders of the interfaces' settings cannot be listed.
+    pub fn open() -> io::Result<Self> {
+        const SINGLE: [&str; 6] = [
+            "kernel/domainname",
+            "net/core/devconf_inherit_init_net",
+            "net/ipv4/tcp_congestion_control",
+            "net/ipv4/tcp_rmem",
+            "net/ipv4/tcp_wmem",
+            "net/ipv4/tcp_child_ehash_entries",
+        ];
+        let root = std::path::Path::new("/proc/sys");
+        let mut paths: Vec<PathBuf> = SINGLE.iter().map(|path| root.join(path)).collect();
+        let mut folders = vec!["net/ipv4/conf/all", "net/ipv4/conf/default"];
+        // Those of IPv6 are copied only where the host says so.
+        if std::fs::read_to_string(root.join(SINGLE[1])).is_ok_and(|value| value.trim() != "0") {
+            folders.extend(["net/ipv6/conf/all", "net/ipv6/conf/default"]);
+        }
+        for folder in folders {
+            for entry in std::fs::read_dir(root.join(folder))? {
+                paths.push(entry?.path());
+            }
+        }
+        Ok(Self(paths.iter().filter_map(|path| std::fs::File::open(path).ok()).collect()))
+    }
+
+    /// All values, one after the other: the same bytes as long as none is changed. A file that cannot be read (some only
+    /// take values) counts as empty.
+    pub fn values(&self) -> Vec<u8> {
+        use std::os::unix::fs::FileExt;
+        let mut values = Vec::with_capacity(self.0.len() * 4);
+        let mut value = [0; 256];
+        for file in &self.0 {
+            let length = file.read_at(&mut value, 0).unwrap_or_default();
+            values.extend_from_slice(&value[..length]);
+            values.push(0);
+        }
+        values
     }
 }
 
@@ -282,6 +352,21 @@ mod tests {
             ("kernel.sem", false),
         ] {
             assert_eq!(Sysctl::parse(name).unwrap().waits_for_link(), waits, "{name}");
+        }
+    }
+
+    #[test]
+    fn settings_that_interfaces_begin_with_are_known() {
+        for (name, precedes) in [
+            ("net.ipv4.conf.default.rp_filter", true),
+            ("net.ipv6.conf.all.disable_ipv6", true),
+            ("net.ipv4.ip_forward", true),
+            ("net.unheard.of", true),
+            ("net.ipv4.ip_local_port_range", false),
+            ("net.ipv4.ping_group_range", false),
+            ("kernel.sem", false),
+        ] {
+            assert_eq!(Sysctl::parse(name).unwrap().precedes_links(), precedes, "{name}");
         }
     }
 

@@ -18,6 +18,7 @@ pub mod lsm;
 pub mod node;
 pub mod pod;
 pub mod pod_cidr;
+pub mod pool;
 pub mod record;
 pub mod recover;
 pub mod server;
@@ -61,6 +62,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     let (streams, streaming) = stream::open(&node.config.stream)?;
     let kept = recover::all(&node).await?;
     node.cni.collect();
+    pool::refill(&node);
     let listener = bind(&path)?;
     streaming.serve(node.clone(), &streams);
     tracing::info!(socket = %path.display(), "serving");
@@ -85,6 +87,9 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
         .stage("serve");
     let _ = fs::remove_file(&path);
     streams.close().await;
+    if let Err(error) = pool::close(&node).await {
+        tracing::warn!(%error, "namespaces that no pod wants stay behind");
+    }
     if node.pods().is_empty() && kept == 0 {
         setup::leave(&node).await;
     }

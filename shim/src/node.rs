@@ -23,6 +23,7 @@ use crate::{
     lsm::Lsm,
     pod::{Pod, SandboxOp, actor::Actor, build::BuildInput},
     pod_cidr::PodCidr,
+    pool::{Pool, Ready},
     record::{self, ContainerRecord, SandboxPhase, SandboxRecord, StateDir},
     time::now_nanos,
 };
@@ -61,6 +62,8 @@ pub struct Node {
     pub ipam: Ipam,
     /// The ranges that kubelet wants the addresses to be of.
     pub pod_cidr: PodCidr,
+    /// Namespaces for the next pods.
+    pub pool: Pool,
     /// The cgroup tree.
     pub cgroups: Cgroups,
     /// For containers with nothing special, loaded once; `None` where the host does not allow device control and the
@@ -116,6 +119,7 @@ impl Node {
     pub fn new(parts: Parts) -> Arc<Node> {
         Arc::new(Node {
             state: StateDir::new(parts.config.state.clone().into()),
+            pool: Pool::new(parts.config.network.pool),
             config: parts.config,
             instance: parts.instance,
             boot_id: parts.boot_id,
@@ -166,8 +170,10 @@ impl Node {
             let field = convert::userns::FIELD;
             return Err(RequestError::precondition(format!("{field}: not possible on this node: {reason}")));
         }
+        // What is in the pool is on the bridge. Reads a small directory.
+        let embedded = matches!(self.cni.choose(), Ok(None));
         loop {
-            let pod = self.find_or_build(config.clone(), plan.clone())?;
+            let pod = self.find_or_build(config.clone(), plan.clone(), embedded)?;
             // A pod that was found on its way out has freed its name: the request is then as good as the first one.
             if let Some(result) = pod.ask(SandboxOp::Run).await {
                 return result.map(|()| pod.id.clone());
@@ -180,6 +186,7 @@ impl Node {
         self: &Arc<Self>,
         config: cri::PodSandboxConfig,
         plan: SandboxPlan,
+        embedded: bool,
     ) -> Result<Arc<Pod>, RequestError> {
         let mut index = self.write();
         if let Some(pod) = index.names.get(&plan.key).and_then(|id| index.pods.get(id)) {
@@ -192,9 +199,16 @@ impl Node {
             }
             return Ok(pod.clone());
         }
-        let record = self.new_sandbox(config, &plan)?;
+        let ready = embedded.then(|| self.pool.take(&plan)).flatten();
+        let record = match self.new_sandbox(config, &plan, ready.as_ref()) {
+            Ok(record) => record,
+            Err(error) => {
+                ready.into_iter().for_each(|ready| self.pool.give_back(ready));
+                return Err(error);
+            }
+        };
         let (id, key) = (record.id.clone(), plan.key.clone());
-        let pod = Actor::build(self, record, BuildInput { plan });
+        let pod = Actor::build(self, record, BuildInput { plan, ready });
         index.names.insert(key, id.clone());
         index.pods.insert(id, pod.clone());
         Ok(pod)
@@ -204,8 +218,12 @@ impl Node {
         &self,
         config: cri::PodSandboxConfig,
         plan: &SandboxPlan,
+        ready: Option<&Ready>,
     ) -> Result<SandboxRecord, RequestError> {
-        let id = Id::random()?;
+        let id = match ready {
+            Some(ready) => ready.id.clone(),
+            None => Id::random()?,
+        };
         let asked = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
         let cgroup_parent = Driver::of(&self.config.cgroup).pod_parent(&self.config.cgroup, asked, &id)?;
         let hostname = match (config.hostname.as_str(), plan.host_network) {
@@ -223,7 +241,7 @@ impl Node {
             hostname,
             cgroup_parent,
             cgroup_made: None,
-            network: None,
+            network: ready.map(|ready| ready.network.clone()),
             init: None,
             monitor_pid: 0,
         })

@@ -60,8 +60,8 @@ impl PodCidr {
         Ok(Self { path, saved: Mutex::new(saved) })
     }
 
-    /// New pods get addresses of these ranges from now on, comma-separated, also after a restart. An empty text changes
-    /// nothing: kubelet sends it while the cluster has given the node no share.
+    /// New pods get addresses of these ranges from now on, comma-separated, also after a restart; says whether they are
+    /// others than before. An empty text changes nothing: kubelet sends it while the cluster has given the node no share.
     ///
     /// # Errors
     /// `Invalid` when the text holds something else than one range of each family that has room for pods.
@@ -70,13 +70,13 @@ impl PodCidr {
         network: Option<&Network>,
         ipam: &Ipam,
         text: &str,
-    ) -> Result<(), RequestError> {
+    ) -> Result<bool, RequestError> {
         let ranges = parse(text)?;
         // Without a bridge it is for those who see to addresses in its place.
-        let Some(network) = network.filter(|_| ranges != Ranges::default()) else { return Ok(()) };
+        let Some(network) = network.filter(|_| ranges != Ranges::default()) else { return Ok(false) };
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         if saved.current == ranges {
-            return Ok(());
+            return Ok(false);
         }
         let mut earlier = saved.earlier.clone();
         earlier.push(saved.current);
@@ -88,7 +88,7 @@ impl PodCidr {
         *saved = changed;
         drop(saved);
         tracing::info!(pod_cidr = text, "new pods get addresses of this range");
-        Ok(())
+        Ok(true)
     }
 }
 

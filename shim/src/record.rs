@@ -178,6 +178,18 @@ pub struct CniRecord {
 }
 
 impl NetworkRecord {
+    /// What the sandbox `id` gets with these addresses.
+    #[must_use]
+    pub fn new(id: &Id, lease: &crisp_netns::ipam::Lease) -> Self {
+        Self { host_interface: format!("cr{}", id.short(12)), ipv4: lease.v4, ipv6: lease.v6, cni: None }
+    }
+
+    /// The addresses as they were leased.
+    #[must_use]
+    pub fn lease(&self) -> crisp_netns::ipam::Lease {
+        crisp_netns::ipam::Lease { v4: self.ipv4, v6: self.ipv6 }
+    }
+
     /// The addresses as CRI reports them: the primary one first.
     pub fn addresses(&self) -> impl Iterator<Item = String> + '_ {
         let bridge =

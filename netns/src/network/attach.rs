@@ -19,8 +19,7 @@ use nix::errno::Errno;
 
 use super::bridge::{all_accepted, find};
 use super::config::check_link_name;
-use super::shape::{self, Bandwidth};
-use super::{Network, NetworkError, shaper};
+use super::{Network, NetworkError};
 use crate::ipam::{self, Lease};
 use crate::link;
 
@@ -42,8 +41,6 @@ pub struct AttachRequest<'a> {
     pub inside: &'a mut Netlink,
     /// Its addresses, at most one of each family.
     pub lease: &'a Lease,
-    /// What it may send and receive. A limit for what it sends needs a `name` of at most 14 bytes.
-    pub bandwidth: Bandwidth,
 }
 
 /// An attached namespace.
@@ -77,7 +74,7 @@ impl Network {
     /// there before (EEXIST) is left alone.
     pub fn attach(&self, request: AttachRequest<'_>) -> Result<Attachment, NetworkError> {
         let plan = self.plan(&request)?;
-        let AttachRequest { name, alias, ifname, netns, inside, lease: _, bandwidth } = request;
+        let AttachRequest { name, alias, ifname, netns, inside, lease: _ } = request;
         let veth = link::NewVeth {
             name,
             bridge: self.bridge,
@@ -88,8 +85,7 @@ impl Network {
         };
         let veth = [link::new_veth(&veth)];
         self.sockets.with(|socket| all_accepted(socket, &veth, "make veth link", name))??;
-        let configured = self.configure(name, alias, ifname, inside, &plan);
-        match configured.and_then(|()| self.shape(name, alias, bandwidth)) {
+        match self.configure(name, alias, ifname, inside, &plan) {
             Ok(()) => Ok(Attachment {
                 ifname: ifname.to_owned(),
                 host_ifname: name.to_owned(),
@@ -134,34 +130,6 @@ impl Network {
         all_accepted(inside, &messages, "give addresses and routes to", ifname)
     }
 
-    /// Puts the limits on.
-    fn shape(&self, name: &str, alias: &str, bandwidth: Bandwidth) -> Result<(), NetworkError> {
-        if !bandwidth.is_limited() {
-            return Ok(());
-        }
-        let index = self.index(name)?;
-        let mut messages = Vec::from_iter(bandwidth.ingress.map(|bits| shape::limit(index, bits)));
-        if let (Some(bits), Some(shaper)) = (bandwidth.egress, shaper(name)) {
-            let made = [link::new_ifb(&shaper), link::set_alias(&shaper, alias)];
-            self.sockets.with(|socket| all_accepted(socket, &made, "make ifb link", &shaper))??;
-            let through = self.index(&shaper)?;
-            messages.extend([shape::limit(through, bits), link::up(through)]);
-            messages.extend(shape::redirect(index, through));
-        }
-        self.sockets.with(|socket| all_accepted(socket, &messages, "limit the bandwidth of", name))?
-    }
-
-    fn index(&self, name: &str) -> Result<u32, NetworkError> {
-        match self.sockets.with(|socket| find(socket, name))?? {
-            Some(link) => Ok(link.index),
-            None => Err(NetworkError::Refused {
-                doing: "find link",
-                object: name.to_owned(),
-                source: Refusal { errno: Errno::ENODEV, message: None },
-            }),
-        }
-    }
-
     /// Everything that can be refused before a link exists.
     fn plan(&self, request: &AttachRequest<'_>) -> Result<Plan, NetworkError> {
         check_link_name("link name", request.name)?;
@@ -170,9 +138,6 @@ impl Network {
             |field, value: &str, reason| Err(NetworkError::Config { field, value: value.to_owned(), reason });
         if request.alias.is_empty() || request.alias.len() > ALIAS_MAX {
             return refuse("alias", request.alias, "not 1 to 255 bytes");
-        }
-        if request.bandwidth.egress.is_some() && shaper(request.name).is_none() {
-            return refuse("link name", request.name, "over 14 bytes, and what it sends is to be limited");
         }
         let subnets = self.subnets();
         let mut plan = Plan { addresses: Vec::new(), gateways: Vec::new(), mac: [0; 6] };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crisp_netns::ipam::Lease;
 use crisp_netns::namespaces::{Created, NamespaceError, Pins, Request, create, run_in};
-use crisp_netns::network::{AttachRequest, Attachment, Bandwidth, Network, NetworkError};
+use crisp_netns::network::{AttachRequest, Attachment, Network, NetworkError};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -101,7 +101,6 @@ pub(crate) fn attach(
         netns: created.net.as_ref().unwrap().as_fd(),
         inside: created.socket.as_mut().unwrap(),
         lease,
-        bandwidth: Bandwidth::default(),
     })
 }
 

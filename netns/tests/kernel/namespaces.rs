@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use crisp_netns::namespaces::{
-    CreateError, Created, NamespaceError, Pins, Request, create, ensure_pin_dir, reopen, run_in,
+    CreateError, Created, NamespaceError, Pins, Request, adopt, create, ensure_pin_dir, reopen, run_in,
     tcp_socket_in, unpin,
 };
 use crisp_netns::sysctl::SysctlError;
@@ -80,6 +80,34 @@ fn sysctls_are_written_inside_and_nowhere_else() {
         let (_, inside) = create(&request, |_| Ok::<_, io::Error>(read())).unwrap();
         assert_eq!(inside.map(|value| value.trim().to_owned()), ["7", "1", "100"]);
         assert_eq!(read(), before);
+    });
+}
+
+#[test]
+fn namespaces_made_before_become_what_is_asked_for() {
+    on_own_host(|host| {
+        let ready = make(&all(Pins::default())).unwrap();
+        let held = identity(&format!("/proc/thread-self/fd/{}", ready.net.as_ref().unwrap().as_raw_fd()));
+        assert!(host.mounts().is_empty());
+        let sysctls = [("kernel.shm_rmid_forced".to_owned(), "1".to_owned())];
+        let request = Request { hostname: Some("taken"), sysctls: &sysctls, ..all(host.pins("a")) };
+        let (created, said) = adopt(ready, &request, |_| {
+            let line = "uname -n; cat /proc/sys/kernel/shm_rmid_forced; readlink /proc/self/ns/net";
+            Command::new("sh").args(["-c", line]).output()
+        })
+        .unwrap();
+        assert_eq!(String::from_utf8(said.stdout).unwrap(), format!("taken\n1\n{held}\n"));
+        assert_ne!(identity("/proc/thread-self/ns/net"), held);
+        drop(created);
+        reopen(&request.pins).unwrap();
+        unpin(&request.pins).unwrap();
+        let some = Request { uts: false, ..all(Pins::default()) };
+        let others = adopt(make(&some).unwrap(), &all(Pins::default()), |_| Ok::<_, io::Error>(()));
+        assert!(matches!(others, Err(CreateError::Namespace(NamespaceError::Request { .. }))));
+        let failed = adopt(make(&all(Pins::default())).unwrap(), &all(host.pins("b")), |_| {
+            Err::<(), _>(io::Error::other("no"))
+        });
+        assert!(matches!(failed, Err(CreateError::Inside(_))) && host.mounts().is_empty());
     });
 }
 

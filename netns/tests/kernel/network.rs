@@ -7,7 +7,7 @@ use std::sync::Barrier;
 
 use crisp_netns::ipam::{Ipam, Lease};
 use crisp_netns::namespaces::{Request, create, run_in};
-use crisp_netns::network::{AttachRequest, Bandwidth, Network, NetworkConfig, NetworkError};
+use crisp_netns::network::{AttachRequest, Network, NetworkConfig, NetworkError};
 use crisp_netns::stats::{interface_stats, interface_stats_in};
 use crisp_netns::sysctl::Sysctl;
 
@@ -210,7 +210,6 @@ fn a_failed_attachment_leaves_no_link() {
             netns: net_of(&a),
             inside: b.socket.as_mut().unwrap(),
             lease: &opened.lease(),
-            bandwidth: Bandwidth::default(),
         });
         assert!(failed.is_err());
         assert!(!links().contains("crA@"));

@@ -1,28 +1,21 @@
 //! Limits of bandwidth: what the kernel has been told, and that nothing of it stays.
 
 use crisp_netns::namespaces::Created;
-use crisp_netns::network::{AttachRequest, Bandwidth, NetworkConfig, NetworkError};
-use std::os::fd::AsFd;
+use crisp_netns::network::{Bandwidth, NetworkConfig, NetworkError};
 
 use crate::host::{connect, net_of, on_own_host, run};
 use crate::network::Opened;
 
+/// Attaches and limits; gives the first address.
 fn attach(
     opened: &Opened,
     name: &str,
     created: &mut Created,
     bandwidth: Bandwidth,
 ) -> Result<std::net::IpAddr, NetworkError> {
-    let attached = opened.network.attach(AttachRequest {
-        name,
-        alias: "test/shaped",
-        ifname: "eth0",
-        netns: created.net.as_ref().unwrap().as_fd(),
-        inside: created.socket.as_mut().unwrap(),
-        lease: &opened.lease(),
-        bandwidth,
-    });
-    attached.map(|attached| attached.ips[0])
+    let attached = crate::host::attach(&opened.network, name, created, &opened.lease())?;
+    opened.network.limit(name, "test/shaped", bandwidth)?;
+    Ok(attached.ips[0])
 }
 
 #[test]
@@ -64,6 +57,7 @@ fn a_link_without_limits_has_none_and_one_that_can_have_none_is_refused() {
         let limit = Bandwidth { ingress: None, egress: Some(1_000_000) };
         let refused = attach(&opened, "fifteen-letters", &mut pod, limit).unwrap_err();
         assert!(refused.to_string().contains("over 14 bytes"), "{refused}");
+        opened.network.detach("fifteen-letters").unwrap();
         assert_eq!(opened.network.owned_links("test/").unwrap(), []);
         attach(&opened, "fifteen-letters", &mut pod, Bandwidth::default()).unwrap();
         assert!(!run("tc", &["qdisc", "show", "dev", "fifteen-letters"]).contains("tbf"));

@@ -13,6 +13,8 @@ const INTERFACE_NAME_MAX: usize = 15;
 /// Smallest MTU that carries IPv6 (RFC 8200, section 5).
 const MTU_MIN: u32 = 1280;
 const MTU_MAX: u32 = 65535;
+/// Namespaces that are kept ready: more would only be memory of the kernel's, some 200 KiB each.
+const POOL_MAX: usize = 256;
 /// Bytes of a piece of a log line: shorter pieces would be mostly time stamps.
 const LOG_LINE_MIN: u32 = 256;
 /// Longest piece that the monitor takes into one write.
@@ -122,6 +124,9 @@ impl NetworkConfig {
         }
         if self.cni_timeout_seconds == 0 {
             problems.push("network.cni_timeout_seconds: 0 would kill every plugin".into());
+        }
+        if self.pool > POOL_MAX {
+            problems.push(format!("network.pool: {} is more than {POOL_MAX}", self.pool));
         }
     }
 }

@@ -17,15 +17,12 @@ use std::{
 
 use crisp_monitor::wire::{Body, Call, Placed, StartInit};
 use crisp_netns::{
-    ipam::Lease,
     namespaces::{self, Created, Pins},
-    network::AttachRequest,
     sysctl::Sysctl,
 };
 use crisp_runtime::cgroup::Resources;
 use crisp_sys::{
     mount::{self, MountAttr},
-    netlink::Netlink,
     process::CloneFlags,
     program::Program,
 };
@@ -41,9 +38,10 @@ use crate::{
     error::{RequestError, Stage},
     link::{Event, Link},
     node::{Node, blocking},
+    pool::{self, Ready},
     record::{self, NetworkRecord, PodDir, ProcessId, SandboxPhase, SandboxRecord},
     time::Stopwatch,
-    user_namespaces::{Made, PodUser},
+    user_namespaces::{self, PodUser},
 };
 
 /// The pod's init is the last to be killed for memory: its end ends every container of the pod.
@@ -54,6 +52,8 @@ const INIT_OOM_SCORE_ADJ: i32 = -998;
 pub struct BuildInput {
     /// The checked configuration.
     pub plan: SandboxPlan,
+    /// Namespaces from the pool, if it had some.
+    pub ready: Option<Ready>,
 }
 
 /// A ready sandbox.
@@ -77,17 +77,19 @@ pub async fn sandbox(
     input: BuildInput,
 ) -> Result<Built, RequestError> {
     let stage = format!("run sandbox {}", record.id.short(12));
-    let (task_node, mut building, plan) = (node.clone(), record.clone(), input.plan.clone());
+    let BuildInput { plan, ready } = input;
+    let (task_node, mut building, task_plan) = (node.clone(), record.clone(), plan.clone());
     let (record, made) = blocking(move || {
-        let made = make(&task_node, &mut building, &plan);
+        let made = make(&task_node, &mut building, &task_plan, ready);
         Ok((building, made))
     })
     .await?;
-    let ready = match made {
-        Ok(created) => finish(node, record.clone(), input.plan, created).await,
+    let built = match made {
+        Ok(made) => finish(node, record.clone(), plan, made).await,
         Err(error) => Err(error),
     };
-    match ready {
+    pool::refill(node);
+    match built {
         Ok(built) => Ok(built),
         Err(error) => {
             undo(node, &record).await;
@@ -102,11 +104,11 @@ async fn finish(
     node: &Arc<Node>,
     mut record: SandboxRecord,
     plan: SandboxPlan,
-    created: Created,
+    made: Made,
 ) -> Result<Built, RequestError> {
     let (task_node, task_record) = (node.clone(), record.clone());
     let shared_pid = plan.shared_pid;
-    let attached = blocking(move || attach(&task_node, &task_record, &plan, created));
+    let attached = blocking(move || attach(&task_node, &task_record, &plan, made));
     let (attached, connected) = tokio::join!(attached, connect(node, &record, shared_pid));
     record.network = attached?;
     let (link, events, init) = connected?;
@@ -179,7 +181,21 @@ async fn start_init(
     }
 }
 
-fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<Created, RequestError> {
+/// A sandbox's namespaces.
+struct Made {
+    created: Created,
+    /// They are from the pool: on the network, and with no setting that waits for it.
+    attached: bool,
+    /// What the monitor executes. The kernel waits for its readers when this is closed, which nobody has to wait for.
+    program: Program,
+}
+
+fn make(
+    node: &Node,
+    record: &mut SandboxRecord,
+    plan: &SandboxPlan,
+    ready: Option<Ready>,
+) -> Result<Made, RequestError> {
     let mut watch = Stopwatch::start("sandbox made");
     let dir = node.state.pod(&record.id);
     fs::DirBuilder::new()
@@ -187,7 +203,9 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
         .create(dir.path())
         .stage(format_args!("make {}", dir.path().display()))?;
     fs::create_dir(dir.containers()).stage("make the directory of its containers")?;
-    record.network = cni::place(node, record, plan)?;
+    if record.network.is_none() {
+        record.network = cni::place(node, record, plan)?;
+    }
     // The default parent is crisp's own: whoever is the last to leave removes it.
     let default = Driver::of(&node.config.cgroup).default_parent(&node.config.cgroup)?;
     record.cgroup_made =
@@ -197,15 +215,16 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
         };
     record::write(&dir.record(), record).stage("building")?;
     watch.lap("record");
-    node.cgroups.ensure(&record.cgroup_parent).stage("cgroup_parent")?;
-    watch.lap("cgroup");
-    write_files(&dir, record, plan)?;
-    if !plan.host_ipc {
-        mount_shm(&dir.shm(), plan)?;
-    }
-    watch.lap("files and shm");
-    let created = make_namespaces(node, record, plan)?;
-    watch.lap("namespaces and monitor");
+    let built = record.clone();
+    // Nothing of the one needs anything of the other.
+    let (local, made) = std::thread::scope(|scope| {
+        let local = scope.spawn(|| make_local(node, &dir, &built, plan));
+        let made = make_namespaces(node, record, plan, ready);
+        (local.join(), made)
+    });
+    let made = made?;
+    local.unwrap_or_else(|_| Err(RequestError::unknown("internal error")))?;
+    watch.lap("files, shm, cgroup; namespaces and monitor");
     // Kubelet's, which makes and removes it; other clients leave the making to the runtime. After everything
     // that can go wrong, because it is never taken away again.
     let logs = &record.config.log_directory;
@@ -213,19 +232,32 @@ fn make(node: &Node, record: &mut SandboxRecord, plan: &SandboxPlan) -> Result<C
         check_log_directory(logs)?;
         fs::create_dir_all(logs).stage(format_args!("log_directory {logs}"))?;
     }
-    record::write(&dir.record(), record).stage("building")?;
-    Ok(created)
+    Ok(made)
+}
+
+/// What a sandbox has outside of its namespaces.
+fn make_local(
+    node: &Node,
+    dir: &PodDir,
+    record: &SandboxRecord,
+    plan: &SandboxPlan,
+) -> Result<(), RequestError> {
+    let mut watch = Stopwatch::start("sandbox's files");
+    node.cgroups.ensure(&record.cgroup_parent).stage("cgroup_parent")?;
+    watch.lap("cgroup");
+    write_files(dir, record, plan)?;
+    watch.lap("files");
+    if !plan.host_ipc {
+        mount_shm(&dir.shm(), plan)?;
+    }
+    watch.lap("shm");
+    Ok(())
 }
 
 /// A place at the bridge.
 pub(super) fn lease(node: &Node, record: &SandboxRecord) -> Result<NetworkRecord, RequestError> {
     let lease = node.ipam.allocate().stage("lease addresses")?;
-    Ok(NetworkRecord {
-        host_interface: format!("cr{}", record.id.short(12)),
-        ipv4: lease.v4,
-        ipv6: lease.v6,
-        cni: None,
-    })
+    Ok(NetworkRecord::new(&record.id, &lease))
 }
 
 /// The directory itself is no symbolic link: a workload that can write where the pods' logs are must not choose where
@@ -311,17 +343,22 @@ fn make_namespaces(
     node: &Node,
     record: &mut SandboxRecord,
     plan: &SandboxPlan,
-) -> Result<Created, RequestError> {
+    ready: Option<Ready>,
+) -> Result<Made, RequestError> {
+    let mut watch = Stopwatch::start("sandbox's namespaces");
     let dir = node.state.pod(&record.id);
+    let ready = current(node, ready)?;
+    watch.lap("taken");
     let now = plan.sysctls.iter().filter(|(name, _)| !waits_for_link(name)).cloned();
-    let sysctls: Vec<_> = match plan.host_network {
+    let sysctls: Vec<_> = match plan.host_network || ready.is_some() {
         true => now.collect(),
         false => embedded_sysctls(node, record)?.into_iter().chain(now).collect(),
     };
     let mut kinds = CloneFlags::empty();
     kinds.set(CloneFlags::NEWNET | CloneFlags::NEWUTS, !plan.host_network);
     kinds.set(CloneFlags::NEWIPC, !plan.host_ipc);
-    let user = plan.user.as_ref().map(|mappings| Made::new(node, mappings, kinds)).transpose()?;
+    let user =
+        plan.user.as_ref().map(|mappings| user_namespaces::Made::new(node, mappings, kinds)).transpose()?;
     let request = namespaces::Request {
         net: !plan.host_network,
         uts: !plan.host_network,
@@ -329,16 +366,38 @@ fn make_namespaces(
         hostname: (!plan.host_network).then_some(record.hostname.as_str()),
         sysctls: &sysctls,
         pins: pins(node, record),
-        origin: user.as_ref().map(Made::origin),
+        origin: user.as_ref().map(user_namespaces::Made::origin),
     };
     // The daemon binds the socket, so that it can be connected to before the monitor has drawn a breath.
     let socket = crisp_sys::socket::listen(&dir.socket(), 0o600, 8).stage("monitor socket")?;
     let runtime = tokio::runtime::Handle::current();
-    let (created, pid) =
-        namespaces::create(&request, |_| spawn_monitor(&runtime, &node.monitor, record, socket))
-            .stage("namespaces")?;
+    watch.lap("socket");
+    let attached = ready.is_some();
+    let watched = &mut watch;
+    let inside = |_: &mut Created| {
+        watched.lap("made and pinned");
+        let pid = spawn_monitor(&runtime, &node.monitor, record, socket);
+        watched.lap("spawned");
+        pid
+    };
+    let made = match ready {
+        Some(ready) => namespaces::adopt(ready.created, &request, inside),
+        None => namespaces::create(&request, inside),
+    };
+    let (created, (pid, program)) = made.stage("namespaces")?;
     record.monitor_pid = pid;
-    Ok(created)
+    Ok(Made { created, attached, program })
+}
+
+/// The entry of the pool, unless a setting of the host that it has copied was changed since: then its link goes, and name
+/// and addresses stay for the one that comes in its place.
+fn current(node: &Node, ready: Option<Ready>) -> Result<Option<Ready>, RequestError> {
+    let Some(ready) = ready else { return Ok(None) };
+    if node.pool.is_current(&ready) {
+        return Ok(Some(ready));
+    }
+    node.bridge()?.detach(&ready.network.host_interface).stage("network")?;
+    Ok(None)
 }
 
 /// What the bridge needs; CNI plugins see to what their networks need.
@@ -358,48 +417,45 @@ fn attach(
     node: &Node,
     record: &SandboxRecord,
     plan: &SandboxPlan,
-    mut created: Created,
+    made: Made,
 ) -> Result<Option<NetworkRecord>, RequestError> {
+    // Whose monitor it is can be learnt from the socket alone, but not if it is stuck.
+    record::write(&node.state.pod(&record.id).record(), record).stage("building")?;
+    let Made { mut created, attached, program } = made;
+    // Before there can be a container that looks at it.
+    drop(program);
     let mut watch = Stopwatch::start("network attached");
-    let (Some(network), Some(netns), Some(inside)) = (&record.network, &created.net, &mut created.socket)
-    else {
-        return Ok(record.network.clone());
-    };
-    let attached = match network.cni {
+    let Some(network) = &record.network else { return Ok(None) };
+    let network = match network.cni {
         Some(_) => cni::attach(node, record)?,
-        None => attach_to_bridge(node, record, plan, network, netns, inside)?,
+        None => {
+            join_bridge(node, record, plan, network, (!attached).then_some(&mut created))?;
+            network.clone()
+        }
     };
     watch.lap("network");
     let later: Vec<_> = plan.sysctls.iter().filter(|(name, _)| waits_for_link(name)).cloned().collect();
-    if !later.is_empty() {
+    if let (Some(netns), false) = (&created.net, later.is_empty()) {
         namespaces::run_in(netns.as_fd(), || write_sysctls(&later)).stage("sysctls")??;
     }
-    Ok(Some(attached))
+    Ok(Some(network))
 }
 
-fn attach_to_bridge(
+/// A link to the bridge, unless it is there already, limits on it, and host ports.
+fn join_bridge(
     node: &Node,
     record: &SandboxRecord,
     plan: &SandboxPlan,
     network: &NetworkRecord,
-    netns: &OwnedFd,
-    inside: &mut Netlink,
-) -> Result<NetworkRecord, RequestError> {
-    let lease = Lease { v4: network.ipv4, v6: network.ipv6 };
-    let alias = format!("{}{}", node.mark(), record.id);
-    let request = AttachRequest {
-        name: &network.host_interface,
-        alias: &alias,
-        ifname: "eth0",
-        netns: netns.as_fd(),
-        inside,
-        lease: &lease,
-        bandwidth: plan.bandwidth,
-    };
+    created: Option<&mut Created>,
+) -> Result<(), RequestError> {
+    if let Some(created) = created {
+        pool::attach(node, &record.id, network, created)?;
+    }
     let bridge = node.bridge()?;
-    bridge.attach(request).stage("network")?;
-    bridge.publish(record.id.as_str(), &plan.host_ports, &lease).stage("port_mappings")?;
-    Ok(network.clone())
+    let alias = pool::alias(node, &record.id);
+    bridge.limit(&network.host_interface, &alias, plan.bandwidth).stage("bandwidth")?;
+    bridge.publish(record.id.as_str(), &plan.host_ports, &network.lease()).stage("port_mappings")
 }
 
 fn write_sysctls(sysctls: &[(String, String)]) -> Result<(), RequestError> {
@@ -417,7 +473,7 @@ fn spawn_monitor(
     program: &PathBuf,
     record: &SandboxRecord,
     socket: OwnedFd,
-) -> Result<i32, RequestError> {
+) -> Result<(i32, Program), RequestError> {
     let _context = runtime.enter();
     let executed = Program::open(program).stage(format_args!("open {}", program.display()))?;
     let child = tokio::process::Command::new(executed.path())
@@ -430,8 +486,8 @@ fn spawn_monitor(
         .kill_on_drop(false)
         .spawn()
         .stage(format_args!("start {}", program.display()))?;
-    child
-        .id()
-        .and_then(|pid| i32::try_from(pid).ok())
-        .ok_or_else(|| RequestError::unknown(format!("start {}: it ended at once", program.display())))
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    let pid =
+        pid.ok_or_else(|| RequestError::unknown(format!("start {}: it ended at once", program.display())))?;
+    Ok((pid, executed))
 }

@@ -18,6 +18,7 @@ use crate::{
     id::Id,
     node::{Node, blocking},
     pod::{ContainerOp, SandboxOp},
+    pool,
     record::ContainerPhase,
     stream::Streams,
     time::now_nanos,
@@ -94,7 +95,14 @@ impl RuntimeService for Runtime {
     ) -> Answer<cri::UpdateRuntimeConfigResponse> {
         let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
         let (node, cidrs) = (self.node.clone(), network.map(|network| network.pod_cidr).unwrap_or_default());
-        blocking(move || node.pod_cidr.change(node.network.as_ref(), &node.ipam, &cidrs)).await?;
+        blocking(move || {
+            if node.pod_cidr.change(node.network.as_ref(), &node.ipam, &cidrs)? {
+                node.pool.discard();
+                pool::refill(&node);
+            }
+            Ok(())
+        })
+        .await?;
         ok(cri::UpdateRuntimeConfigResponse {})
     }
 

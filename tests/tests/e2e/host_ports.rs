@@ -41,7 +41,7 @@ fn gateways() -> Result<Vec<IpAddr>> {
     Ok(vec!["10.213.0.1".parse()?, "fd00:c215::1".parse()?])
 }
 
-fn host_port(node: &mut Node) -> Result<()> {
+pub(crate) fn host_port(node: &mut Node) -> Result<()> {
     let pod = run_with_ports(node, "ported", &[tcp(8080, 18_080, ""), tcp(8080, 0, "")])?;
     serve(node, &pod, "behind-a-port")?;
     let other = node.run_pod("client")?;
@@ -106,7 +106,7 @@ fn taken(node: &mut Node) -> Result<()> {
     node.end_pod(&pod)
 }
 
-fn limited(node: &mut Node) -> Result<()> {
+pub(crate) fn limited(node: &mut Node) -> Result<()> {
     let mut config = node.pod_config("slow");
     for (name, value) in
         [("kubernetes.io/ingress-bandwidth", "16M"), ("kubernetes.io/egress-bandwidth", "8M")]
@@ -144,7 +144,7 @@ fn update(node: &Node, cidr: &str) -> crisp_tests::cri::Reply<()> {
     node.cri().update_runtime_config(request).map(|_| ())
 }
 
-fn pod_cidr(node: &mut Node) -> Result<()> {
+pub(crate) fn pod_cidr(node: &mut Node) -> Result<()> {
     // It stays with the root directory, which all nodes of a run share.
     node.stop()?;
     let own = tempfile::tempdir_in(crisp_tests::place::disk())?;

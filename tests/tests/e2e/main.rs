@@ -37,6 +37,7 @@ mod log_paths;
 mod logs;
 mod mount_requests;
 mod namespaces;
+mod netns_command;
 mod network;
 mod own_processes;
 mod own_program;
@@ -47,6 +48,7 @@ mod play;
 mod pod_fields;
 mod pod_kills;
 mod pods;
+mod pool;
 mod port_forward;
 mod power_cuts;
 mod processes;
@@ -107,10 +109,12 @@ fn main() -> ExitCode {
         crictl::CASES,
         logs::CASES,
         namespaces::CASES,
+        netns_command::CASES,
         network::CASES,
         host_ports::CASES,
         two_nodes::CASES,
         pod_kills::CASES,
+        pool::CASES,
         own_processes::CASES,
         own_program::CASES,
         cgroups::CASES,
