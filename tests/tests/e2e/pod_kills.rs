@@ -19,8 +19,20 @@ use crate::network::ips;
 use crate::pool::with_pool;
 
 /// The tests of this file.
-pub(crate) const CASES: &[Case] =
-    &[Case { name: "a_kill_at_any_moment_leaves_what_live_pods_have", needs: &[], images: &[], run: kills }];
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        name: "a_kill_at_any_moment_leaves_what_live_pods_have",
+        needs: &[],
+        images: &[],
+        run: |node| around(node, |node| kills(node, 0)),
+    },
+    Case {
+        name: "a_kill_at_any_moment_leaves_what_live_pooled_pods_have",
+        needs: &[],
+        images: &[],
+        run: |node| around(node, |node| with_pool(node, 2, |node| kills(node, 2))),
+    },
+];
 
 /// Longest wait before a kill, microseconds: a little more than a set-up or a tear-down takes.
 const LATEST: usize = 60_000;
