@@ -61,6 +61,8 @@ pub struct Node {
     cri: Option<Cri>,
     /// Appended to the configuration file that [`Node::start`] writes.
     extra_config: String,
+    /// More of its section `[network]`.
+    network: String,
 }
 
 impl Node {
@@ -112,6 +114,8 @@ impl Node {
             daemon: None,
             cri: None,
             extra_config: extra_config.to_owned(),
+            // What is compared before and after must not change by itself.
+            network: "pool = 0".to_owned(),
         };
         fs::create_dir_all(node.logs())?;
         fs::create_dir_all(node.registry_hosts())?;
@@ -132,6 +136,7 @@ require_controllers = {require}
 bridge = "crisp-test0"
 ipv4 = "10.213.0.0/16"
 ipv6 = "fd00:c215::/64"
+{network}
 
 [image]
 hosts_dir = "{hosts}"
@@ -149,8 +154,20 @@ cdi_spec_dirs = ["{cdi}/low", "{cdi}/high"]
             require = place::has_controllers(),
             hosts = self.registry_hosts().display(),
             cdi = self.cdi().display(),
+            network = self.network,
             extra = self.extra_config,
         )
+    }
+
+    /// Writes the configuration file anew, with these lines in its section `[network]` in place of `pool = 0`, for the
+    /// daemon that is started next.
+    ///
+    /// # Errors
+    /// The daemon runs, or the file cannot be written.
+    pub fn configure_network(&mut self, lines: &str) -> Result<()> {
+        ensure!(self.daemon.is_none(), "the daemon runs");
+        lines.clone_into(&mut self.network);
+        fs::write(self.config(), self.configuration()).context("write the configuration")
     }
 
     fn crictl_configuration(&self) -> String {

@@ -34,6 +34,7 @@ mod log_paths;
 mod logs;
 mod mount_requests;
 mod namespaces;
+mod netns_command;
 mod network;
 mod own_processes;
 mod own_program;
@@ -43,6 +44,7 @@ mod planted;
 mod play;
 mod pod_fields;
 mod pods;
+mod pool;
 mod port_forward;
 mod power_cuts;
 mod processes;
@@ -97,7 +99,9 @@ fn main() -> ExitCode {
         crictl::CASES,
         logs::CASES,
         namespaces::CASES,
+        netns_command::CASES,
         network::CASES,
+        pool::CASES,
         own_processes::CASES,
         own_program::CASES,
         cgroups::CASES,

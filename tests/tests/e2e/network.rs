@@ -72,7 +72,7 @@ fn serve(node: &Node, pod: &Pod, text: &str) -> Result<String> {
     node.launch(pod, "web", "busybox", &["sh", "-c", &line])
 }
 
-fn reach(node: &mut Node) -> Result<()> {
+pub(crate) fn reach(node: &mut Node) -> Result<()> {
     let pod = node.run_pod("server")?;
     serve(node, &pod, "here-i-am")?;
     let client = node.run_pod("client")?;
@@ -118,7 +118,7 @@ fn addresses(node: &mut Node) -> Result<()> {
     Ok(())
 }
 
-fn pinned(node: &mut Node) -> Result<()> {
+pub(crate) fn pinned(node: &mut Node) -> Result<()> {
     let pod = node.run_pod("pinned")?;
     let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
     let inside = node.cri().shell(&id, "readlink /proc/self/ns/net")?;
@@ -162,7 +162,7 @@ fn outlives(node: &mut Node) -> Result<()> {
     node.end_pod(&pod)
 }
 
-fn without_daemon(node: &mut Node) -> Result<()> {
+pub(crate) fn without_daemon(node: &mut Node) -> Result<()> {
     let pod = node.run_pod("alone")?;
     serve(node, &pod, "alone")?;
     let all = ips(node, &pod.id)?;

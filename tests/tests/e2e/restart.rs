@@ -126,6 +126,11 @@ fn check(node: &Node, life: &Life, done: usize) -> Result<()> {
 
 fn every_cut(node: &mut Node) -> Result<()> {
     let before = node.snapshot()?;
+    each_cut(node, |node| node.wait_for_return(&before))
+}
+
+/// Kills the daemon before each step of a pod's life; `after` each life it looks around.
+pub(crate) fn each_cut(node: &mut Node, after: impl Fn(&Node) -> Result<()>) -> Result<()> {
     for cut in 0..=STEPS.len() {
         let mut life = Life { name: format!("cut-{cut}"), ..Life::default() };
         for (at, (name, step)) in STEPS.iter().enumerate() {
@@ -140,7 +145,7 @@ fn every_cut(node: &mut Node) -> Result<()> {
             node.kill_and_restart()?;
             check(node, &life, cut).context("after a kill at the end")?;
         }
-        node.wait_for_return(&before).with_context(|| format!("killed before step {cut}"))?;
+        after(node).with_context(|| format!("killed before step {cut}"))?;
     }
     Ok(())
 }
