@@ -13,7 +13,7 @@
 //! swept there, because no record claims it, and only then are addresses given out again.
 //!
 //! A new namespace begins with copies of some of the host's settings. An entry remembers them as they were; one that is
-//! older than a change is not used.
+//! older than a change is not used. (The kernel copies from its first network namespace, where a daemon on a node is.)
 //!
 //! Must not know: how a pod is built.
 

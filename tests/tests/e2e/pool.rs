@@ -251,7 +251,7 @@ fn outdated(node: &mut Node) -> Result<()> {
             let found = inside(node, &pod, &format!("cat {PATH} /proc/sys/net/ipv4/conf/eth0/rp_filter"))?;
             ensure!(found.split_whitespace().eq([other, other]), "pod {n}: {found}, the host's is {other}");
             let ips = network::ips(node, &pod.id)?;
-            inside(node, &pod, &format!("ping -c 1 -W 10 10.213.0.1 && ip addr | grep -q {}", ips[0]))?;
+            inside(node, &pod, &format!("ip addr | grep -q {}", ips[0]))?;
             node.end_pod(&pod)?;
         }
         Ok(())
