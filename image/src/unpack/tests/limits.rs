@@ -111,6 +111,8 @@ fn t07_impossible_maps_are_refused() {
         old_sparse(100, &[(0, 10), (5, 10)], &[0; 20]),
         old_sparse(100, &[(50, 10), (0, 10)], &[0; 20]),
         old_sparse(100, &[(95, 10)], &[0; 10]),
+        old_sparse(100, &[(0, 10)], &[0; 10]),
+        old_sparse(100, &[], b""),
         old_sparse(100, &[(u64::MAX / 2, 10)], &[0; 10]),
         old_sparse(100, &[(0, 10)], &[0; 20]),
         old_sparse(1 << 20, &many, &vec![0; 70_000]),
