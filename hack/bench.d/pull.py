@@ -1,12 +1,18 @@
 """Measures pulls: the same image from the same loopback registry by crisp, by Debian's containerd (crictl pull) and by
 skopeo copy to an OCI directory, and what `zcat | tar x` of its layers takes. Prints one table, writes it as JSON.
 
-Usage: pull.py CACHE BINARIES JSON ROUNDS     (run through hack/bench --pull, in hack/node, with containerd, skopeo and
-docker-registry unpacked in CACHE)
+Usage: pull.py CACHE BINARIES JSON ROUNDS DIRTY     (run through hack/bench --pull, in hack/node, with containerd, skopeo
+and docker-registry unpacked in CACHE)
 
 Wall time is from the client's start to its end. CPU seconds are the daemon's own and its children's, for skopeo and the
 floor the command's. Peak memory is the largest resident set (VmHWM) of the daemon, or of skopeo. Every pull starts with
 an empty store; the registry's files are in the page cache for all of them. All daemons run at once, one works at a time.
+
+DIRTY is a size such as 2G, or 0. Then each is measured a second time beside a process that has just written so much to the
+same file system and holds the file open; nobody has synced it. What the table says is left of it is what the kernel had
+not written yet when the pull had ended (all dirty memory of the machine): a pull that waits for its own files alone leaves
+it alone. All of this on an ext4 of its own in a file, made as mkfs.ext4 makes it: whether a sync waits for others depends
+on the file system, and syncs by others of this machine's own file system would be measured, too.
 """
 
 import gzip
@@ -198,8 +204,66 @@ def run(command):
     return {"wall": time.monotonic() - started, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss << 10}
 
 
+class Neighbour:
+    """A process that has `size` bytes of a file of its own in the page cache, not yet on the disk."""
+
+    CODE = """
+import os, sys
+size, block = int(sys.argv[2]), os.urandom(1 << 20)
+f = open(sys.argv[1], "wb", buffering=0)
+for _ in range(size >> 20):
+    f.write(block)
+print("dirty", flush=True)
+sys.stdin.read()
+"""
+
+    def __init__(self, folder, size):
+        self.path, self.size, self.child, self.left = os.path.join(folder, "neighbour"), size, None, None
+
+    def start(self):
+        self.child = subprocess.Popen([sys.executable, "-c", self.CODE, self.path, str(self.size)],
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if self.child.stdout.readline() != b"dirty\n":
+            raise SystemExit("hack/bench: the process that dirties memory failed")
+
+    def stop(self):
+        with open("/proc/meminfo") as f:
+            self.left = sum(int(line.split()[1]) << 10 for line in f if line.startswith(("Dirty:", "Writeback:")))
+        self.child.stdin.close()
+        self.child.wait()
+        # What is not written yet never will be.
+        os.unlink(self.path)
+
+
+def mount_own_disk(folder):
+    """An ext4 file system in a file, mounted over `folder`; both are gone with the mount namespace and hack/node's folder."""
+    file = folder + ".disk"
+    with open(file, "wb") as f:
+        f.truncate(12 << 30)
+    eager = "lazy_itable_init=0,lazy_journal_init=0"
+    subprocess.run(["mkfs.ext4", "-q", "-E", eager, file], check=True)
+    # Without direct I/O everything would be dirty twice.
+    device = subprocess.run(["losetup", "--find", "--show", "--direct-io=on", file], check=True, capture_output=True,
+                            text=True).stdout.strip()
+    try:
+        subprocess.run(["mount", device, folder], check=True)
+    finally:
+        # As soon as it is not mounted any more.
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def size_of(text):
+    """Bytes of a size such as 512M or 2G."""
+    unit = {"K": 10, "M": 20, "G": 30}.get(text[-1:].upper())
+    number = text[:-1] if unit else text
+    if not number.isdigit():
+        raise SystemExit(f"hack/bench: {text!r} is no size, such as 2G")
+    return int(number) << (unit or 0)
+
+
 def main():
-    cache, binaries, report, rounds = sys.argv[1:]
+    cache, binaries, report, rounds, dirty = sys.argv[1:]
+    dirty = size_of(dirty)
     sysroot, tools = os.path.join(cache, "sysroot"), os.path.join(cache, "pull-tools")
     os.environ["PATH"] = os.pathsep.join([binaries, os.path.join(cache, "bin"), os.path.join(tools, "usr/bin"),
                                           os.path.join(tools, "usr/sbin"), os.environ["PATH"]])
@@ -209,6 +273,8 @@ def main():
     skopeo_command = ["env", "LD_LIBRARY_PATH=" + ":".join(libraries), "skopeo"]
     work = os.path.join(os.environ["CRISP_NODE_DIR"], "pull")
     os.makedirs(work)
+    if dirty:
+        mount_own_disk(work)
 
     def serve(storage, readonly):
         port = free_port()
@@ -234,6 +300,19 @@ def main():
         with open(os.path.join(hosts, registry.address, "hosts.toml"), "w") as f:
             f.write(f'server = "http://{registry.address}"\n')
 
+        neighbour = None
+
+        def timed(work):
+            """Runs what is measured on a disk that has nothing else to do, but for the neighbour if there is one."""
+            os.sync()
+            if neighbour:
+                neighbour.start()
+            numbers = work()
+            if neighbour:
+                neighbour.stop()
+                numbers["left"] = neighbour.left
+            return numbers
+
         def crictl(endpoint, reference):
             return run(["crictl", "--timeout", "600s", "-r", endpoint, "-i", endpoint, "pull", reference])
 
@@ -242,10 +321,9 @@ def main():
                                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
         def pull_with(daemon, reference, endpoint):
-            os.sync()
             before = daemon.cpu()
-            numbers = crictl(endpoint, reference)
-            return {"wall": numbers["wall"], "cpu": daemon.cpu() - before, "peak": daemon.peak()}
+            numbers = timed(lambda: crictl(endpoint, reference))
+            return {**numbers, "cpu": daemon.cpu() - before, "peak": daemon.peak()}
 
         def crisp(reference):
             place = os.path.join(work, "crisp")
@@ -277,22 +355,28 @@ def main():
             return numbers
 
         def skopeo(reference):
-            os.sync()
             target = os.path.join(work, "skopeo")
-            numbers = run([*skopeo_command, "copy", "--insecure-policy", "--src-tls-verify=false", "--quiet",
-                           f"docker://{reference}", f"oci:{target}:1"])
+            command = [*skopeo_command, "copy", "--insecure-policy", "--src-tls-verify=false", "--quiet",
+                       f"docker://{reference}", f"oci:{target}:1"]
+            numbers = timed(lambda: run(command))
             shutil.rmtree(target)
             return numbers
 
         def floor(title):
             name, target = title.replace(" ", "").lower(), os.path.join(work, "floor")
-            os.sync()
             os.makedirs(target)
             lines = "".join(f"mkdir {target}/{n}; zcat <{images}/layers/{name}-{n} | tar x -C {target}/{n}; "
                             for n in range(LAYERS))
-            numbers = run(["sh", "-ec", lines])
+            numbers = timed(lambda: run(["sh", "-ec", lines]))
             shutil.rmtree(target)
-            return {"wall": numbers["wall"], "cpu": numbers["cpu"], "peak": None}
+            return {**numbers, "peak": None}
+
+        def median(measure):
+            samples = sorted((measure() for _ in range(int(rounds))), key=lambda n: n["wall"])
+            middle = samples[len(samples) // 2]
+            peaks = [s["peak"] for s in samples if s["peak"]]
+            middle["peak"] = max(peaks) if peaks else None
+            return middle
 
         versions = [subprocess.run([*command, "--version"], capture_output=True, text=True).stdout.strip()
                     for command in (["containerd"], skopeo_command)]
@@ -303,18 +387,22 @@ def main():
             ways = {"crisp": lambda: crisp(reference), "containerd": lambda: containerd(reference),
                     "skopeo copy": lambda: skopeo(reference), "zcat | tar x": lambda: floor(title)}
             print(f"\n{title} of files, {LAYERS} gzip layers, {fact['bytes'] / 1e6:.0f} MB compressed")
-            print(f"  {'':<14} {'wall s':>8} {'CPU s':>8} {'peak MiB':>9}")
+            beside = f" {'beside s':>9} {'ratio':>6} {'left MB':>8}" if dirty else ""
+            print(f"  {'':<14} {'wall s':>8} {'CPU s':>8} {'peak MiB':>9}{beside}")
             results[title] = {}
             for way, measure in ways.items():
-                samples = sorted((measure() for _ in range(int(rounds))), key=lambda n: n["wall"])
-                middle = samples[len(samples) // 2]
-                peaks = [s["peak"] for s in samples if s["peak"]]
-                middle["peak"] = max(peaks) if peaks else None
+                middle = median(measure)
                 peak = f"{middle['peak'] / (1 << 20):.0f}" if middle["peak"] else ""
-                print(f"  {way:<14} {middle['wall']:>8.2f} {middle['cpu']:>8.2f} {peak:>9}", flush=True)
+                line = f"  {way:<14} {middle['wall']:>8.2f} {middle['cpu']:>8.2f} {peak:>9}"
                 results[title][way] = middle
+                if dirty:
+                    neighbour = Neighbour(work, dirty)
+                    middle["beside"] = busy = median(measure)
+                    neighbour = None
+                    line += f" {busy['wall']:>9.2f} {busy['wall'] / middle['wall']:>6.2f} {busy['left'] / 1e6:>8.0f}"
+                print(line, flush=True)
     with open(report, "w") as f:
-        json.dump({"versions": versions, "images": facts, "results": results}, f, indent=1)
+        json.dump({"versions": versions, "dirty": dirty, "images": facts, "results": results}, f, indent=1)
     print(f"\nnumbers: {report}")
 
 

@@ -281,11 +281,44 @@ mod tests {
 
     #[test]
     fn i07_too_many_layers_and_deep_nesting_are_refused() {
-        let layers = vec![descriptor(LAYER_TYPES[1]); 129].join(",");
-        let text =
-            format!(r#"{{"schemaVersion":2,"config":{},"layers":[{layers}]}}"#, descriptor(OCI_CONFIG));
-        assert!(matches!(Document::parse(text.as_bytes(), None), Err(DocumentError::TooManyLayers(129))));
-        let deep = format!(r#"{{"schemaVersion":2,"x":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
-        assert!(Document::parse(deep.as_bytes(), None).is_err());
+        for count in [129, 2000, 40_000] {
+            let layers = vec![descriptor(LAYER_TYPES[1]); count].join(",");
+            let text =
+                format!(r#"{{"schemaVersion":2,"config":{},"layers":[{layers}]}}"#, descriptor(OCI_CONFIG));
+            let parsed = Document::parse(text.as_bytes(), None);
+            assert!(matches!(parsed, Err(DocumentError::TooManyLayers(n)) if n == count), "{parsed:?}");
+        }
+        for (open, close) in [("[", "]"), (r#"{"x":"#, "}")] {
+            let (open, close) = (open.repeat(1_000_000), close.repeat(1_000_000));
+            let deep = format!(r#"{{"schemaVersion":2,"x":{open}1{close}}}"#);
+            // What nobody asks for is passed over without recursion, and then nothing is left of this document.
+            assert!(Document::parse(deep.as_bytes(), None).is_err());
+            assert!(crate::config::ParsedConfig::parse(deep.as_bytes()).is_err());
+            for field in ["annotations", "manifests", "config", "layers"] {
+                let deep = deep.replacen("\"x\"", &format!("\"{field}\""), 1);
+                let parsed = Document::parse(deep.as_bytes(), None);
+                assert!(parsed.is_err(), "{field}: {parsed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn i07_documents_are_refused_by_their_size_before_they_are_read() {
+        let limit = usize::try_from(DOCUMENT_MAX).unwrap();
+        // A hundred megabytes of annotations, as much as of manifests, and as much of nothing.
+        let annotations =
+            format!(r#"{{"schemaVersion":2,"annotations":{{"a":"{}"}}}}"#, "x".repeat(100 << 20));
+        let manifests = format!("{},", descriptor(OCI_MANIFEST)).repeat(800_000);
+        for text in [annotations, manifests, " ".repeat(100 << 20)] {
+            let parsed = Document::parse(text.as_bytes(), None);
+            assert!(matches!(parsed, Err(DocumentError::TooBig(n)) if n >= 100 << 20), "{parsed:?}");
+            assert!(crate::config::ParsedConfig::parse(text.as_bytes()).is_err());
+        }
+        // What is as large as it may be is read.
+        let most = vec![descriptor(OCI_MANIFEST); limit / (descriptor(OCI_MANIFEST).len() + 1) - 1].join(",");
+        let index = format!(r#"{{"schemaVersion":2,"manifests":[{most}]}}"#);
+        assert!(
+            matches!(Document::parse(index.as_bytes(), None), Ok(Document::Index(list)) if list.len() > 40_000)
+        );
     }
 }

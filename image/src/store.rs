@@ -14,12 +14,13 @@
 //! root/empty/                      the lower directory of an image without layers
 //! ```
 //!
-//! Order of events that makes it safe: a layer is renamed into `layers` when it is whole; one syncfs
-//! comes before the record that names it; a layer that no record, no container and no running pull names
+//! Order of events that makes it safe: a layer is renamed into `layers` when it is whole; one sync of
+//! all layers comes before the record that names them; a layer that no record, no container and no running pull names
 //! is garbage and is moved to `staging` in one step before it is deleted. A layer of a pull that did not
 //! come to its end is kept for an hour, and across a restart of the daemon, but not of the kernel.
 
 mod downloads;
+mod durable;
 mod fresh;
 mod index;
 mod layers;

@@ -2,14 +2,14 @@
 //!
 //! Must not know: what is written into them.
 
-#![expect(unsafe_code, reason = "close_range has no wrapper in nix")]
+#![expect(unsafe_code, reason = "close_range and sync_file_range have no wrapper in nix")]
 
 use crate::errno::{Context, Errno, SysError};
 use nix::fcntl::{FcntlArg, OFlag, SealFlag};
 use nix::sys::memfd::MFdFlags;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// The seals after which a memory file can never change again.
@@ -91,6 +91,32 @@ pub fn close_range_cloexec(first: u32) -> Result<(), SysError> {
     // SAFETY: no pointers; nothing is closed now, so no owned descriptor loses its file.
     let answer = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if answer < 0 { Err(Errno::last()) } else { Ok(()) }.on("close_range", String::new)
+}
+
+/// What [`sync_file_range`] does with a file's data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncRange {
+    /// Writing begins, nobody waits.
+    Begin,
+    /// All of it is written when the call returns.
+    Finish,
+}
+
+/// Writes the data of a file to the disk (sync_file_range(2)), all of it, and no metadata: alone it makes nothing durable.
+///
+/// # Errors
+/// `EIO` where the disk could not take it; the kernel's answer.
+pub fn sync_file_range(file: impl AsFd, what: SyncRange) -> Result<(), SysError> {
+    let flags = match what {
+        SyncRange::Begin => libc::SYNC_FILE_RANGE_WRITE,
+        // All three together are, since Linux 5.2, writing for data integrity.
+        SyncRange::Finish => {
+            libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER
+        }
+    };
+    // SAFETY: no pointers; the descriptor is borrowed, so it stays open during the call.
+    let answer = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), 0, 0, flags) };
+    if answer < 0 { Err(Errno::last()) } else { Ok(()) }.on("sync_file_range", String::new)
 }
 
 #[cfg(test)]

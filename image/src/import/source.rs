@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::OFlags;
 
@@ -17,10 +18,15 @@ use crate::unpack::{Archive, Kind};
 /// Members of an archive; one of images has a few dozen, one of anything else is not worth memory.
 const MEMBERS_MAX: usize = 100_000;
 const LINKS_MAX: usize = 8;
+/// Documents of all images of an archive together, which are in memory at once: an index may name one large manifest
+/// ever so often.
+const DOCUMENTS_MAX: u64 = 8 * DOCUMENT_MAX;
 
 pub(super) struct Source {
     path: PathBuf,
     files: Files,
+    /// Bytes of documents that were read.
+    documents: AtomicU64,
 }
 
 enum Files {
@@ -43,7 +49,7 @@ impl Source {
         } else {
             Files::Tar(index(path)?)
         };
-        Ok(Self { path: path.to_owned(), files })
+        Ok(Self { path: path.to_owned(), files, documents: AtomicU64::new(0) })
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -80,8 +86,16 @@ impl Source {
         let mut bytes = Vec::new();
         let mut input = self.open_file(name)?.take(DOCUMENT_MAX + 1);
         input.read_to_end(&mut bytes).map_err(|e| self.failed(name, e))?;
-        if bytes.len() as u64 > DOCUMENT_MAX {
-            return Err(self.failed(name, io::ErrorKind::FileTooLarge.into()));
+        let too_large = |what: &str, limit: u64| {
+            let text = format!("{what} more than {} MiB", limit >> 20);
+            self.failed(name, io::Error::new(io::ErrorKind::FileTooLarge, text))
+        };
+        let length = bytes.len() as u64;
+        if length > DOCUMENT_MAX {
+            return Err(too_large("a document of", DOCUMENT_MAX));
+        }
+        if self.documents.fetch_add(length, Ordering::Relaxed) + length > DOCUMENTS_MAX {
+            return Err(too_large("all documents together have", DOCUMENTS_MAX));
         }
         Ok(bytes)
     }

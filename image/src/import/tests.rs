@@ -159,3 +159,65 @@ async fn i02_a_layout_does_not_reach_files_outside() {
     let tar = Tar::default().file("manifest.json", &serde_json::to_vec(&escape).unwrap()).end();
     assert!(matches!(bench.import(&bench.write("e.tar", &tar)).await, Err(ImportError::Read { .. })));
 }
+
+/// A tar of one member that says to have `size` bytes, all of them a hole in the file.
+fn sparse_tar(path: &Path, name: &str, size: u64) {
+    use std::os::unix::fs::FileExt;
+    let mut header = tar::Header::new_gnu();
+    header.set_path(name).unwrap();
+    header.set_mode(0o644);
+    header.set_size(size);
+    header.set_cksum();
+    let file = std::fs::File::create(path).unwrap();
+    file.write_all_at(header.as_bytes(), 0).unwrap();
+    file.set_len(512 + size + 1024).unwrap();
+}
+
+#[tokio::test]
+async fn i07_documents_of_gigabytes_are_not_read() {
+    let (bench, size) = (Bench::new(), 5_u64 << 30);
+    let too_large = |error: ImportError, name: &str| match error {
+        ImportError::Read { name: found, source, .. } => {
+            assert_eq!((found.as_str(), source.kind()), (name, io::ErrorKind::FileTooLarge));
+        }
+        other => panic!("{other:?}"),
+    };
+    let image = built("a");
+    write_layout(&bench.path("dir"), &[("app:1", &image)]);
+    let manifest = format!("blobs/sha256/{}", Digest::of(&image.manifest).hex());
+    let config = format!("blobs/sha256/{}", Digest::of(&image.config).hex());
+    // From the innermost out, each hides those below it.
+    for name in [config.as_str(), &manifest, "index.json"] {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(bench.path("dir").join(name))
+            .unwrap()
+            .set_len(size)
+            .unwrap();
+        too_large(bench.import(&bench.path("dir")).await.unwrap_err(), name);
+    }
+    sparse_tar(&bench.path("docker.tar"), "manifest.json", size);
+    too_large(bench.import(&bench.path("docker.tar")).await.unwrap_err(), "manifest.json");
+    assert!(bench.store.list().is_empty());
+}
+
+#[tokio::test]
+async fn i07_one_large_manifest_named_ever_so_often_is_not_kept_that_often() {
+    let bench = Bench::new();
+    let mut image = built("a");
+    image.manifest.resize(7 << 20, b' ');
+    write_layout(&bench.path("dir"), &[("app:1", &image)]);
+    assert_eq!(bench.import(&bench.path("dir")).await.unwrap().len(), 1);
+    let entry = crate::fixture::descriptor(crate::fixture::MANIFEST, &image.manifest);
+    // As many as fit into the largest index there may be.
+    let count = (8 << 20) / (entry.to_string().len() + 1) - 1;
+    assert!(count > 40_000);
+    let index = json!({"schemaVersion": 2, "manifests": vec![entry; count]});
+    bench.write("dir/index.json", &serde_json::to_vec(&index).unwrap());
+    match bench.import(&bench.path("dir")).await.unwrap_err() {
+        ImportError::Read { source, .. } => {
+            assert_eq!(source.to_string(), "all documents together have more than 64 MiB")
+        }
+        other => panic!("{other:?}"),
+    }
+}

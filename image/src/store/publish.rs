@@ -1,6 +1,7 @@
 //! Making an image visible and taking it away. Purpose: one place for the order of writes that a power
 //! cut cannot break, and for the rule that a tag belongs to one image.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -33,8 +34,7 @@ impl Inner {
         // A record must never survive a power cut that its layers did not. If the image was there before,
         // they have been synced with it.
         if !self.read().images.contains_key(&id) {
-            let dir = rooted::open_dir(&self.root).map_err(StoreError::io("open", &self.root))?;
-            rustix::fs::syncfs(dir).map_err(|e| StoreError::io("sync", &self.root)(e.into()))?;
+            self.make_durable(&new.layers)?;
         }
         let serialised = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let present = {
@@ -86,6 +86,19 @@ impl Inner {
         self.settle_fresh(image.layers.iter().map(|layer| layer.chain_id));
         self.expire_kept();
         Ok(image)
+    }
+
+    /// Syncs the layers that no image names yet, and no other image's.
+    fn make_durable(&self, layers: &[Layer]) -> Result<(), StoreError> {
+        let (trees, splits): (Vec<_>, Vec<_>) = {
+            let state = self.read();
+            let named: HashSet<Digest> =
+                state.images.values().flat_map(|image| &image.layers).map(|layer| layer.chain_id).collect();
+            let new = layers.iter().map(|layer| layer.chain_id).filter(|chain| !named.contains(chain));
+            new.map(|chain| (self.layer_path(&chain), self.split_path(&chain))).unzip()
+        };
+        super::durable::sync(&self.root, &self.root.join("staging"), &trees, &splits)
+            .map_err(StoreError::io("sync layers in", &self.root))
     }
 
     /// Adds a tag or digest to an image that is there. The caller holds a lease on its layers.

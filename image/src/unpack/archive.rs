@@ -359,8 +359,17 @@ impl<R: Read> Archive<R> {
         let mut text = self.extension(size, NAME_MAX, start)?;
         if text.last() == Some(&0) {
             text.pop();
+            return Ok(text);
         }
-        Ok(text)
+        // GNU tar reads a name up to its NUL, wherever that is, and others as many bytes as the header says.
+        let (position, mut rest) = (self.position, Vec::new());
+        (self.left, self.padding) = (self.padding, 0);
+        self.read_to_end(&mut rest).map_err(|source| ArchiveError::Read { position, source })?;
+        self.keep(&rest);
+        match rest.first() {
+            None | Some(0) => Ok(text),
+            Some(_) => Err(bad(start, "a GNU long name is longer than its header says")),
+        }
     }
 
     fn finish_data(&mut self) -> Result<(), ArchiveError> {

@@ -292,6 +292,23 @@ fn t08_malformed_headers_are_refused_in_bounded_memory() {
         let bench = Bench::new();
         refused(bench.unpack(tar));
     }
+    // The name goes on behind the size, where GNU tar reads it and others do not. Without more, both read the same.
+    let cut = |kind: u8, text: &[u8]| {
+        let mut tar = Tar::default();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_size(2);
+        header.set_cksum();
+        tar.raw(&header, text);
+        tar.symlink("s", "target")
+    };
+    for kind in [b'L', b'K'] {
+        let error = Bench::new().unpack(cut(kind, b"abc")).unwrap_err();
+        assert!(format!("{error:?}").contains("a GNU long name is longer than its header says"), "{error:?}");
+        for text in [&b"ab"[..], b"a\0", b"ab\0c"] {
+            Bench::new().unpack(cut(kind, text)).unwrap();
+        }
+    }
     let bench = Bench::new();
     let mut bytes = Tar::default().file("f", b"x").end();
     bytes[0] = b'g';
@@ -482,6 +499,19 @@ fn directories_that_a_layer_does_not_describe_look_like_those_below() {
     let (described, path) = layer("described", Tar::default().dir("lib").file("lib/x/f", b""));
     inherit(open_dir(&path).unwrap().as_fd(), &lowers, &described.implicit).unwrap();
     assert!(path.join("lib/x/f").exists(), "a described directory replaces the symlink");
+}
+
+#[test]
+fn t13_directories_that_nobody_describes_belong_to_root_whoever_owns_what_is_above() {
+    let bench = Bench::new();
+    let tar = Tar::default().with(b'5', "d", b"", |h| {
+        h.set_mode(0o2777);
+        h.set_uid(7);
+        h.set_gid(7);
+    });
+    bench.unpack(tar.file("d/implicit/f", b"")).unwrap();
+    let made = bench.stat("d/implicit");
+    assert_eq!((made.mode() & 0o7777, made.uid(), made.gid()), (0o755, 0, 0));
 }
 
 #[test]

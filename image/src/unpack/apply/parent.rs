@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::{Applier, PAGE, Parent, SYMLINKS_MAX, io_error, make_dir, mark_opaque, name_error};
@@ -107,6 +107,9 @@ impl Applier<'_> {
             remove_tree(dir, name).map_err(|e| io_error(entry, "replace", e))?;
         }
         let fd = make_dir(dir, name).map_err(|e| io_error(entry, "create parent", e))?;
+        // A parent with the set-group-id bit gives its group to what is made in it, depending on the order of entries.
+        rustix::fs::fchown(&fd, Some(Uid::ROOT), Some(Gid::ROOT))
+            .map_err(|e| io_error(entry, "set owner of parent", e.into()))?;
         rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755))
             .map_err(|e| io_error(entry, "set mode of parent", e.into()))?;
         if replaces {

@@ -195,13 +195,17 @@ fn take_pieces(fields: &[u8], pieces: &mut Vec<(u64, u64)>) -> Result<(), String
     Ok(())
 }
 
-/// Pieces in order, apart, inside the file, and together as long as the data.
+/// Pieces in order, apart, up to the end of the file, and together as long as the data. A hole at the end has a piece of no
+/// length behind it: without, GNU tar's file ends with the last piece and that of others where the size says.
 fn check(size: u64, pieces: Vec<(u64, u64)>, data: u64) -> Result<Sparse, String> {
     let (mut end, mut sum) = (0_u64, 0_u64);
     for (offset, length) in &pieces {
         let next = offset.checked_add(*length).filter(|next| *offset >= end && *next <= size);
         end = next.ok_or("pieces of a sparse file overlap or lie outside of it")?;
         sum += length;
+    }
+    if end != size {
+        return Err(format!("pieces of a sparse file end at {end}, its size is {size}"));
     }
     if sum != data {
         return Err(format!("pieces of a sparse file have {sum} bytes, its data has {data}"));

@@ -111,6 +111,8 @@ fn t07_impossible_maps_are_refused() {
         old_sparse(100, &[(0, 10), (5, 10)], &[0; 20]),
         old_sparse(100, &[(50, 10), (0, 10)], &[0; 20]),
         old_sparse(100, &[(95, 10)], &[0; 10]),
+        old_sparse(100, &[(0, 10)], &[0; 10]),
+        old_sparse(100, &[], b""),
         old_sparse(100, &[(u64::MAX / 2, 10)], &[0; 10]),
         old_sparse(100, &[(0, 10)], &[0; 20]),
         old_sparse(1 << 20, &many, &vec![0; 70_000]),
@@ -255,4 +257,85 @@ fn i06_bombs_end_at_their_limit() {
     // A format that is not known is no tar.
     let xz = [0xfd, b'7', b'z', b'X', b'Z', 0, 0, 4].repeat(100);
     refused(run(&xz, LIMITS));
+}
+
+/// A piece of a compressed stream, again and again; counts what was taken.
+struct Endless<'a> {
+    piece: &'a [u8],
+    taken: u64,
+    length: u64,
+}
+
+impl Read for Endless<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let at = usize::try_from(self.taken % self.piece.len() as u64).unwrap();
+        let left = usize::try_from(self.length - self.taken).unwrap();
+        let n = (self.piece.len() - at).min(buffer.len()).min(left);
+        buffer[..n].copy_from_slice(&self.piece[at..at + n]);
+        self.taken += n as u64;
+        Ok(n)
+    }
+}
+
+#[test]
+fn i06_a_bomb_of_a_hundred_gigabytes_is_left_alone_after_its_limit() {
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let mut zst = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    for _ in 0..4 {
+        io::Write::write_all(&mut gz, &[0; 1 << 20]).unwrap();
+        io::Write::write_all(&mut zst, &[0; 1 << 20]).unwrap();
+    }
+    let small = Limits { bytes: 8 << 20, ..LIMITS };
+    // A file that says to be larger than the stream, so that the zeros are its content and not the archive's end.
+    let mut start = tar::Header::new_gnu();
+    start.set_path("zeros").unwrap();
+    start.set_mode(0o644);
+    start.set_uid(0);
+    start.set_gid(0);
+    start.set_mtime(0);
+    start.set_size(200 << 30);
+    start.set_cksum();
+    let heads = [gzip(start.as_bytes()), zstd(start.as_bytes())];
+    for (head, piece) in heads.iter().zip([gz.finish().unwrap(), zst.finish().unwrap()]) {
+        let length = piece.len() as u64 * (100 << 30 >> 22);
+        let mut rest = Endless { piece: &piece, taken: 0, length };
+        let bench = Bench::new();
+        let dir = open_dir(&bench.layer()).unwrap();
+        let blob = Some((Digest::of(b""), head.len() as u64 + length));
+        let input = Read::chain(&head[..], &mut rest);
+        let result = unpack(input, Expected { blob, diff_id: Digest::of(b"") }, dir.as_fd(), small);
+        assert!(matches!(result, Err(UnpackError::TooBig { limit, .. }) if limit == 8 << 20), "{result:?}");
+        // Buffers read ahead, and no more.
+        assert!(
+            rest.taken < 4 * piece.len() as u64 + (1 << 20),
+            "{} of {length} bytes were taken",
+            rest.taken
+        );
+    }
+}
+
+#[test]
+fn i06_sizes_that_nobody_has_are_an_error_in_bounded_memory() {
+    // What a base-256 field can say, up to more than there is room to count.
+    for size in [8 << 30, 1 << 40, i64::MAX as u64 / 4, i64::MAX as u64, u64::MAX / 2 + 1] {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("f").unwrap();
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.as_old_mut().size = field(size);
+        header.set_cksum();
+        for kind in [b'0', b'L', b'x', b'S'] {
+            let mut header = header.clone();
+            header.set_entry_type(tar::EntryType::new(kind));
+            header.set_cksum();
+            let mut tar = Tar::default();
+            tar.raw(&header, &[7; 5000]);
+            let plain = tar.end();
+            let bench = Bench::new();
+            let result = bench.unpack_stream(&plain, &plain);
+            assert!(matches!(result, Err(UnpackError::Archive(_))), "{size} {kind}: {result:?}");
+        }
+    }
 }
