@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-pub(crate) use dice::{Dice, dice, dice_of};
+pub(crate) use dice::{Dice, dice};
 
 use crate::digest::Digest;
 

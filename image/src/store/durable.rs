@@ -91,7 +91,7 @@ fn has_ordered_journal(top: BorrowedFd<'_>) -> io::Result<bool> {
     // Where /sys does not tell, the slower way is right, too.
     let Ok(target) = std::fs::read_link(link) else { return Ok(false) };
     let Some(name) = target.file_name() else { return Ok(false) };
-    // The pid of the journal's thread, or "<none>" (fs/ext4/sysfs.c).
+    // The pid of the journal's thread, 0 where it is in another PID namespace, or "<none>" (fs/ext4/sysfs.c).
     let thread = std::fs::read_to_string(Path::new("/sys/fs/ext4").join(name).join("journal_task"));
     Ok(thread.is_ok_and(|thread| thread.trim().parse::<u32>().is_ok()))
 }
