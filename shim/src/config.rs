@@ -93,8 +93,8 @@ keys! {
         cni_bin_dirs: Vec<String> = ["/opt/cni/bin", "/usr/lib/cni"].map(Into::into).into(),
         /// How long one call of a CNI plugin may take, seconds, before the plugin and all that it has started is killed.
         cni_timeout_seconds: u64 = 120,
-        /// Network namespaces that are kept ready, with an address each, for the next pods. 0: none; every pod's is made
-        /// when it is asked for.
+        /// Network namespaces that are kept ready, with an address each, for the next pods; made anew when half of them
+        /// are taken. 0: none; every pod's is made when it is asked for.
         pool: usize = 4,
     }
 }

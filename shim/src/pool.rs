@@ -132,11 +132,13 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is something to fill and nobody at it; the caller is from now on.
+    /// Whether the pool is half empty and nobody is filling it; the caller is from now on. Not before: pods that are made
+    /// one behind the other are not to share the processors, and the kernel's lock over links, with their successors'
+    /// namespaces.
     fn begin(&self) -> bool {
         let mut state = self.lock();
-        let begins =
-            !state.closed && !state.filling && self.inherited.is_some() && state.ready.len() < self.size;
+        let low = state.ready.len() <= self.size / 2 && self.size > 0;
+        let begins = low && !state.closed && !state.filling && self.inherited.is_some();
         state.filling |= begins;
         begins
     }

@@ -39,7 +39,6 @@ struct Options {
     floor: PathBuf,
     hello: PathBuf,
     json: PathBuf,
-    cni: Option<String>,
     seconds: usize,
 }
 
@@ -50,7 +49,6 @@ impl Options {
             floor: PathBuf::new(),
             hello: PathBuf::new(),
             json: PathBuf::from("bench-net.json"),
-            cni: None,
             seconds: 2,
         };
         let mut arguments = env::args().skip(1);
@@ -62,9 +60,6 @@ impl Options {
                 "--floor" => options.floor = value.into(),
                 "--hello" => options.hello = value.into(),
                 "--json" => options.json = value.into(),
-                "--cni" => {
-                    options.cni = Some(fs::read_to_string(&value).with_context(|| format!("read {value}"))?);
-                }
                 _ => bail!("unknown option {name}"),
             }
         }
@@ -77,6 +72,8 @@ impl Options {
 struct Variant {
     name: &'static str,
     network: String,
+    /// Namespaces that are ready before the first pod.
+    ready: usize,
     took: [Samples; CLIENTS.len()],
 }
 
@@ -85,23 +82,28 @@ fn main() -> Result<()> {
     if let Some(reason) = place::obstacle(&[]) {
         bail!("{reason}");
     }
-    let mut variants = vec![("pool of 4", "pool = 4".to_owned()), ("no pool", "pool = 0".to_owned())];
-    match &options.cni {
-        Some(lines) => variants.push(("bridge through CNI", lines.clone())),
-        None => println!("bridge through CNI: not measured; --cni FILE names the lines of [network] for it"),
-    }
-    let mut variants: Vec<Variant> = variants
-        .into_iter()
-        .map(|(name, network)| Variant { name, network, took: Default::default() })
-        .collect();
-    let mut floor = vec![Samples::default(); PHASES.len()];
     let mut node = Node::prepare("")?;
+    let cni = cni(&node)?;
+    let variants = [
+        ("pool of 128", "pool = 128", 128),
+        ("pool of 4", "pool = 4", 4),
+        ("no pool", "pool = 0", 0),
+        ("bridge through CNI", &cni, 0),
+    ];
+    let mut variants = variants.map(|(name, network, ready)| Variant {
+        name,
+        network: network.to_owned(),
+        ready,
+        took: Default::default(),
+    });
+    let mut floor = vec![Samples::default(); PHASES.len()];
     let executor = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     for turn in 0..TURNS {
         for variant in &mut variants {
             measure_floor(&options, &mut floor[..3])?;
             node.configure_network(&variant.network)?;
             node.serve()?;
+            wait_for_links(variant.ready)?;
             for (clients, took) in CLIENTS.into_iter().zip(&mut variant.took) {
                 let name = format!("t{turn}c{clients}");
                 let run = lives(&node, &name, clients, options.pods.div_ceil(TURNS));
@@ -120,6 +122,44 @@ fn main() -> Result<()> {
     fs::write(&options.json, serde_json::to_string_pretty(&report)?)?;
     println!("\nnumbers: {}", options.json.display());
     Ok(())
+}
+
+/// Lines of `[network]` with which Debian's CNI plugins make a bridge like crisp's own.
+fn cni(node: &Node) -> Result<String> {
+    let folder = node.folder().join("cni");
+    let list = json!({
+        "cniVersion": "1.0.0",
+        "name": "bench",
+        "plugins": [{
+            "type": "bridge",
+            "bridge": "bench-cni0",
+            "isGateway": true,
+            "ipMasq": true,
+            "hairpinMode": true,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": folder.join("leases"),
+                "ranges": [[{"subnet": "10.219.0.0/16"}], [{"subnet": "fd00:c219::/64"}]],
+                "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+            },
+        }],
+    });
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("bench.conflist"), list.to_string())?;
+    Ok(format!("mode = \"cni\"\ncni_conf_dir = \"{}\"", folder.display()))
+}
+
+/// Waits until the pool, and nobody else, has its links.
+fn wait_for_links(wanted: usize) -> Result<()> {
+    wait::until("the pool to be full", wait::LONG, || {
+        let table = fs::read_to_string("/proc/self/net/dev").map_err(|error| error.to_string())?;
+        let ours =
+            |line: &&str| line.trim_start().starts_with("cr") && !line.trim_start().starts_with("crisp");
+        match table.lines().filter(ours).count() {
+            found if found == wanted => Ok(()),
+            found => Err(format!("{found} links, {wanted} wanted")),
+        }
+    })
 }
 
 /// Adds a turn of the bare program to `phases`, in microseconds.

@@ -259,11 +259,11 @@ fn outdated(node: &mut Node) -> Result<()> {
 }
 
 fn killed(node: &mut Node) -> Result<()> {
-    with_pool(node, 3, |node| {
+    with_pool(node, 2, |node| {
         let pod = node.run_pod("stays")?;
-        let first = full(node, 3)?;
+        let first = full(node, 2)?;
         node.kill_and_restart()?;
-        let second = full(node, 3)?;
+        let second = full(node, 2)?;
         ensure!(first.is_disjoint(&second), "{first:?} and {second:?}");
         let mut seen: BTreeSet<_> = network::ips(node, &pod.id)?.into_iter().collect();
         let more: Vec<Pod> = (0..6).map(|n| node.run_pod(&format!("more{n}"))).collect::<Result<_>>()?;
@@ -282,7 +282,7 @@ fn killed(node: &mut Node) -> Result<()> {
 }
 
 fn many(node: &mut Node) -> Result<()> {
-    with_pool(node, 4, |node| {
+    with_pool(node, 2, |node| {
         let shared = &*node;
         let pods: Vec<Result<Pod>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..12)
@@ -308,7 +308,7 @@ fn many(node: &mut Node) -> Result<()> {
                 ensure!(addresses.insert(ip), "{ip} is two pods'");
             }
         }
-        full(node, 4)?;
+        full(node, 2)?;
         pods.iter().try_for_each(|pod| node.end_pod(pod))
     })
 }
