@@ -72,8 +72,9 @@ impl PodCidr {
         text: &str,
     ) -> Result<bool, RequestError> {
         let ranges = parse(text)?;
-        // Without a bridge it is for those who see to addresses in its place.
-        let Some(network) = network.filter(|_| ranges != Ranges::default()) else { return Ok(false) };
+        if ranges == Ranges::default() {
+            return Ok(false);
+        }
         let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
         if saved.current == ranges {
             return Ok(false);
@@ -82,13 +83,22 @@ impl PodCidr {
         earlier.push(saved.current);
         earlier.retain(|before| *before != ranges && *before != Ranges::default());
         let changed = Saved { current: ranges, earlier };
-        take(network, ipam, ranges).stage("network_config.pod_cidr")?;
+        if let Some(network) = network {
+            take(network, ipam, ranges).stage("network_config.pod_cidr")?;
+        }
         let json = serde_json::to_string(&changed).stage("write the pod CIDR")?;
         write_synced(&self.path, &json).stage(format_args!("write {}", self.path.display()))?;
         *saved = changed;
         drop(saved);
         tracing::info!(pod_cidr = text, "new pods get addresses of this range");
         Ok(true)
+    }
+
+    /// The ranges that are in force, IPv4 first; none while kubelet has named none. For CNI's plugins, which see to
+    /// addresses where there is no bridge.
+    pub(crate) fn ranges(&self) -> Vec<IpNet> {
+        let current = self.saved.lock().unwrap_or_else(PoisonError::into_inner).current;
+        current.ipv4.map(IpNet::V4).into_iter().chain(current.ipv6.map(IpNet::V6)).collect()
     }
 }
 

@@ -4,18 +4,20 @@ use std::collections::HashMap;
 
 use crisp_netns::cni::Attachment;
 use crisp_proto::runtime::v1 as cri;
+use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use super::INTERFACE;
 use crate::{convert::ports, error::RequestError, record::SandboxRecord};
 
-/// The attachment of a sandbox whose network namespace is pinned at `netns`.
+/// The attachment of a sandbox whose network namespace is pinned at `netns`, where kubelet wants addresses of `ranges`.
 ///
 /// # Errors
 /// An annotation or a port mapping cannot be passed on.
 pub(crate) fn attachment(
     record: &SandboxRecord,
     netns: std::path::PathBuf,
+    ranges: &[IpNet],
 ) -> Result<Attachment, RequestError> {
     let id = record.id.to_string();
     let metadata = record.config.metadata.clone().unwrap_or_default();
@@ -31,13 +33,14 @@ pub(crate) fn attachment(
         netns,
         ifname: INTERFACE.to_owned(),
         args: args.map(|(key, value)| (key.to_owned(), value)).into(),
-        capabilities: capabilities(&record.config, &record.cgroup_parent)?,
+        capabilities: capabilities(&record.config, &record.cgroup_parent, ranges)?,
     })
 }
 
 fn capabilities(
     config: &cri::PodSandboxConfig,
     cgroup_parent: &str,
+    ranges: &[IpNet],
 ) -> Result<Map<String, Value>, RequestError> {
     let mut values = Map::new();
     let mut put = |name: &str, value: Option<Value>| {
@@ -47,6 +50,9 @@ fn capabilities(
     };
     put("portMappings", port_mappings(&config.port_mappings)?);
     put("bandwidth", bandwidth(&config.annotations)?);
+    // A list of sets of ranges: one address of each set.
+    let sets: Vec<Value> = ranges.iter().map(|range| json!([{ "subnet": range }])).collect();
+    put("ipRanges", (!sets.is_empty()).then_some(Value::Array(sets)));
     put("dns", config.dns_config.as_ref().and_then(dns));
     let annotations = (!config.annotations.is_empty()).then(|| json!(config.annotations));
     // The first is containerd's, the second what the conventions of CNI say.
@@ -103,7 +109,7 @@ mod tests {
     #[test]
     fn only_what_was_asked_for_becomes_a_capability() {
         let config = cri::PodSandboxConfig::default();
-        assert_eq!(capabilities(&config, "/p").map(Value::Object), Ok(json!({ "cgroupPath": "/p" })));
+        assert_eq!(capabilities(&config, "/p", &[]).map(Value::Object), Ok(json!({ "cgroupPath": "/p" })));
         let port = |host_port| cri::PortMapping { host_port, container_port: 80, ..Default::default() };
         let config = cri::PodSandboxConfig {
             port_mappings: vec![port(0), port(8080)],
@@ -111,11 +117,12 @@ mod tests {
             annotations: [("kubernetes.io/ingress-bandwidth".to_owned(), "1M".to_owned())].into(),
             ..Default::default()
         };
-        let said = Value::Object(capabilities(&config, "").unwrap());
+        let said = Value::Object(capabilities(&config, "", &["10.244.7.0/24".parse().unwrap()]).unwrap());
         assert_eq!(
             said["portMappings"],
             json!([{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "" }])
         );
+        assert_eq!(said["ipRanges"], json!([[{ "subnet": "10.244.7.0/24" }]]));
         assert_eq!(said["dns"]["servers"], json!(["1.1.1.1"]));
         assert_eq!(said["bandwidth"]["ingressRate"], json!(1_000_000));
         assert_eq!(said["podAnnotations"], said["io.kubernetes.cri.pod-annotations"]);

@@ -37,7 +37,7 @@ pub(super) fn attach(node: &Node, record: &SandboxRecord) -> Result<NetworkRecor
         return Err(RequestError::unknown("network: the CNI network list has gone while the pod was made"));
     };
     let pin = build::pins(node, record).net.unwrap_or_default();
-    let attachment = arguments::attachment(record, pin)?;
+    let attachment = arguments::attachment(record, pin, &node.pod_cidr.ranges())?;
     let network = list.name.clone();
     let result = node.cni.cni().attach(&list, attachment).stage("network")?;
     let cni = CniRecord { network, addresses: result.addresses };
