@@ -203,6 +203,21 @@ impl Cgroup {
         apply::apply(self.dir.as_fd(), &self.location, resources)
     }
 
+    /// Lets its processes run on, if it is frozen itself (`cgroup.freeze`). One that was removed meanwhile has none.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn thaw(&self) -> Result<(), CgroupError> {
+        match files::write(self.dir.as_fd(), "cgroup.freeze", "0") {
+            Ok(()) | Err(Errno::ENODEV | Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(CgroupError::Write {
+                file: self.location.join("cgroup.freeze"),
+                value: "0".to_owned(),
+                errno,
+            }),
+        }
+    }
+
     /// Kills every process in it and below (`cgroup.kill`). One that was removed meanwhile has none.
     ///
     /// # Errors

@@ -172,23 +172,25 @@ impl Cgroups {
         }
     }
 
-    /// Changes the limits of the cgroup `path`, all of them or none. Blocks.
+    /// Changes the limits of the cgroup `path`, all of them or none, and has them recorded. Blocks.
     ///
     /// # Errors
-    /// As [`Self::apply`].
-    pub fn update(&self, path: &str, resources: &Resources) -> Result<(), RequestError> {
+    /// As [`Self::apply`], and those of `record`, after which the limits are what they were.
+    pub fn update(
+        &self,
+        path: &str,
+        resources: &Resources,
+        record: impl FnOnce() -> Result<(), RequestError>,
+    ) -> Result<(), RequestError> {
         let cgroup = self.open_cgroup(path).stage("open its cgroup")?;
         check_room(&cgroup, resources)?;
         let applied = self.limit(&cgroup, resources).map_err(limit_error)?;
-        if !scope::is_scope(path) {
-            return Ok(());
-        }
-        if let Err(error) = self.tell(path, resources) {
-            applied.put_back();
-            return Err(error);
-        }
-        // systemd has written what it made of them, which is coarser.
-        self.apply(&cgroup, resources)
+        let told = match scope::is_scope(path) {
+            // systemd writes what it makes of them, which is coarser.
+            true => self.tell(path, resources).and_then(|()| self.apply(&cgroup, resources)),
+            false => Ok(()),
+        };
+        told.and_then(|()| record()).inspect_err(|_| applied.put_back())
     }
 
     /// Opens the cgroup `path`.
@@ -215,6 +217,25 @@ impl Cgroups {
             }
         }
         Ok(found)
+    }
+
+    /// Lets the processes in the cgroup `path` and in those below it run on, if they are frozen there. One that goes away
+    /// meanwhile is not.
+    ///
+    /// # Errors
+    /// It is no path of a cgroup, or the kernel refuses.
+    pub fn thaw(&self, path: &str) -> Result<(), CgroupError> {
+        let mut left = vec![CgroupPath::new(path)?];
+        while let Some(path) = left.pop() {
+            match self.hierarchy.open_cgroup(&path).and_then(|cgroup| cgroup.thaw()) {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+            for name in self.hierarchy.list(&path).unwrap_or_default() {
+                left.push(path.join(&name)?);
+            }
+        }
+        Ok(())
     }
 
     /// The names of the cgroups directly below `path`.

@@ -118,6 +118,19 @@ impl Networks {
         &self.cni
     }
 
+    /// What plugins have answered for the pod `id`, as they are given it; nothing, if they hold nothing for it.
+    pub(crate) fn result(&self, id: &str) -> Option<serde_json::Value> {
+        self.cni.ledger().read(id, INTERFACE).ok().flatten()?.result
+    }
+
+    /// What the folder of network lists gives now, for people: the list, or why there is none.
+    pub(crate) fn describe(&self) -> serde_json::Value {
+        match self.cni.network() {
+            Ok(list) => serde_json::json!({"network": list.name, "list": list.to_json()}),
+            Err(none) => serde_json::json!({"problem": none.to_string()}),
+        }
+    }
+
     /// Has plugins forget what no pod has, in the background. To be called when the pods of the daemon before this one
     /// are known, in a tokio runtime.
     pub(crate) fn collect(self: &Arc<Self>) {

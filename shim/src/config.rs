@@ -82,6 +82,12 @@ keys! {
         mtu: u32 = 0,
         /// Give connections that leave the ranges the host's address.
         masquerade: bool = true,
+        /// Let any user of a pod listen on its ports below 1024, as containerd's enable_unprivileged_ports: the sysctl
+        /// net.ipv4.ip_unprivileged_port_start=0, where the pod does not ask for another value.
+        unprivileged_ports: bool = true,
+        /// Let any user of a pod send pings, as containerd's enable_unprivileged_icmp: the sysctl
+        /// net.ipv4.ping_group_range="0 2147483647", where the pod does not ask for another value.
+        unprivileged_ping: bool = true,
         /// Ranges outside of the pods' own to which connections keep the pod's address, because there is a route back:
         /// the whole cluster's pods, for example. No two may overlap.
         native_ranges: Vec<String> = Vec::new(),

@@ -11,7 +11,7 @@ pub mod selinux;
 mod shm;
 pub mod signal;
 pub mod spec;
-mod spec_arguments;
+pub mod spec_arguments;
 mod spec_check;
 pub mod spec_devices;
 mod spec_mount_check;

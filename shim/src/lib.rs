@@ -57,6 +57,8 @@ const MESSAGE_BYTES: usize = 16 << 20;
 /// # Errors
 /// Something that the daemon cannot work without is missing; the text says what.
 pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), RequestError> {
+    // What pods see of the files made here must not depend on how the daemon was started.
+    crisp_sys::process::set_umask(0o022);
     let path = socket_path(&config.listen)?;
     let (node, locks) = setup::node(config).await?;
     let (streams, streaming) = stream::open(&node.config.stream)?;

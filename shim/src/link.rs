@@ -130,6 +130,19 @@ impl Link {
         }
     }
 
+    /// [`Link::call`], for as long as `patience`.
+    ///
+    /// # Errors
+    /// As there; `Unavailable` when there is no answer by then.
+    pub async fn call_within(
+        &self,
+        patience: Duration,
+        call: Call,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Reply, RequestError> {
+        timeout(patience, self.call(call, fds)).await.unwrap_or_else(|_| Err(no_answer(patience)))
+    }
+
     /// Says under which name an exec'd process will be reported, before it is started.
     pub fn expect_exec(&self, name: &str) -> oneshot::Receiver<i32> {
         let (sender, receiver) = oneshot::channel();
@@ -171,6 +184,11 @@ impl Drop for Forget<'_> {
 
 fn lock(waiting: &Mutex<Waiting>) -> std::sync::MutexGuard<'_, Waiting> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a monitor is that has not answered for so long.
+pub fn no_answer(patience: Duration) -> RequestError {
+    RequestError::new(Class::Unavailable, format!("the pod's monitor has not answered for {patience:?}"))
 }
 
 fn gone() -> RequestError {

@@ -158,12 +158,8 @@ impl Node {
         config: cri::PodSandboxConfig,
         runtime_handler: &str,
     ) -> Result<Id, RequestError> {
-        if !runtime_handler.is_empty() {
-            return Err(RequestError::invalid(format!(
-                "runtime_handler {runtime_handler:?} is unknown; the only one is the default, \"\""
-            )));
-        }
-        let plan = sandbox::plan(&config)?;
+        Self::check_handler("runtime_handler", runtime_handler)?;
+        let plan = sandbox::plan(&config, &self.config.network)?;
         let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         self.lsm.check_selinux(security.and_then(|security| security.selinux_options.as_ref()))?;
         if let (Some(_), Err(reason)) = (&plan.user, &self.user_namespaces) {
@@ -181,6 +177,19 @@ impl Node {
         }
     }
 
+    /// There is one handler, and `""` is its name.
+    ///
+    /// # Errors
+    /// `handler`, of the request's `field`, is another one.
+    pub fn check_handler(field: &str, handler: &str) -> Result<(), RequestError> {
+        if handler.is_empty() {
+            return Ok(());
+        }
+        Err(RequestError::invalid(format!(
+            "{field} {handler:?} is unknown; the only one is the default, \"\""
+        )))
+    }
+
     /// One look at the index decides: of two requests with one name exactly one builds.
     fn find_or_build(
         self: &Arc<Self>,
@@ -190,7 +199,10 @@ impl Node {
     ) -> Result<Arc<Pod>, RequestError> {
         let mut index = self.write();
         if let Some(pod) = index.names.get(&plan.key).and_then(|id| index.pods.get(id)) {
-            if pod.sandbox().phase == SandboxPhase::Stopped {
+            if matches!(
+                pod.sandbox().phase,
+                SandboxPhase::Undoing | SandboxPhase::Stopping | SandboxPhase::Stopped
+            ) {
                 let (key, id) = (plan.shown_key(), &pod.id);
                 return Err(RequestError::new(
                     Class::Exists,
@@ -251,7 +263,7 @@ impl Node {
     pub fn adopt(&self, pod: Arc<Pod>) {
         let view = pod.view();
         let mut index = self.write();
-        if let Ok(plan) = sandbox::plan(&view.sandbox.config) {
+        if let Ok(plan) = sandbox::plan(&view.sandbox.config, &self.config.network) {
             index.names.insert(plan.key, pod.id.clone());
         }
         for id in view.containers.keys() {

@@ -1,10 +1,12 @@
 //! One pod: a sandbox and its containers.
 //!
 //! ```text
-//!  sandbox:    Building --built--> Ready --StopPodSandbox--> Stopped --RemovePodSandbox--> gone
-//!                 `--failed: undone, gone
+//!  sandbox:    Building --built--> Ready --StopPodSandbox--> Stopping --all given back--> Stopped --Remove--> gone
+//!                 |--failed: undone, gone
+//!                 `--failed, and not all could be undone: Undoing --all given back--> gone
 //!  container:  Creating --cloned--> Created --StartContainer--> Running --process ends--> Exited --Remove--> gone
-//!                 `--failed: undone, gone   `--failed: Exited (128, StartError)
+//!                 |--failed: undone, gone   `--failed: Exited (128, StartError)
+//!                 `--failed, and not all could be undone: stays, as UNKNOWN, until it is removed
 //! ```
 //!
 //! One task a pod, the actor, owns every change. Work (mounts, the monitor, the network) runs beside it and
@@ -27,6 +29,7 @@ use std::{
     time::Duration,
 };
 
+use crisp_monitor::wire::PodState;
 use crisp_proto::runtime::v1 as cri;
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,7 +37,7 @@ use crate::{
     convert::status,
     error::{Class, RequestError},
     id::Id,
-    link::Link,
+    link::{Event, Link},
     record::{ContainerRecord, SandboxRecord},
 };
 
@@ -78,8 +81,23 @@ pub enum Command {
     Container(Id, ContainerOp, Reply),
     /// A container has been busy for too long with what somebody waits behind: the turn of this number.
     Overdue(Id, u64),
+    /// Somebody waits behind a sandbox that has been in the making for too long.
+    BuildOverdue,
+    /// A monitor that was silent when the daemon started answers now; `None`: it is gone.
+    Found(Option<Box<Found>>),
     /// Work has ended.
     Done(actor::Done),
+}
+
+/// A monitor that has been found again.
+#[derive(Debug)]
+pub struct Found {
+    /// The connection.
+    pub link: Link,
+    /// What it says.
+    pub events: mpsc::UnboundedReceiver<Event>,
+    /// What it knows.
+    pub state: PodState,
 }
 
 /// What everybody may read of a pod.
@@ -192,6 +210,12 @@ impl Pod {
         let (reply, end) = oneshot::channel();
         self.send(Command::Container(id.clone(), op, reply))?;
         end.await.map_err(|_| RequestError::not_found("container", id.as_str()))?
+    }
+
+    /// Tells the pod that its monitor, silent before, answers or (`None`) is gone.
+    pub fn found(&self, found: Option<Found>) {
+        // Nobody listens any more only when the pod is gone.
+        let _ = self.send(Command::Found(found.map(Box::new)));
     }
 
     fn send(&self, command: Command) -> Result<(), RequestError> {

@@ -100,8 +100,14 @@ pub fn read<T: Recorded>(path: &Path) -> Result<Option<T>, RecordError> {
 pub enum SandboxPhase {
     /// Being made. Found at start: undone.
     Building,
+    /// Its making has failed, and something of it could not be taken away again: that is tried until it can be, and then
+    /// it is forgotten.
+    Undoing,
     /// Usable.
     Ready,
+    /// Over: its containers are ended and what it holds is given back, at once or when that becomes possible. Found at
+    /// start: gone on with.
+    Stopping,
     /// Everything it held has been taken away; it is listed until it is removed.
     Stopped,
 }

@@ -2,12 +2,13 @@
 //!
 //! A pod whose monitor answers goes on as it was; what ended meanwhile is learnt from the monitor. A pod without
 //! a monitor is dead: the rest of it is killed, its exits come from the exit records. What was half-made is
-//! undone. What carries this instance's mark and no record claims is removed; a record that cannot be read is
+//! undone. A monitor that does not answer is asked again, beside everything else, until it does. No start waits long
+//! for any of this: what takes its time goes on in the pod's actor, and is listed until it is done. What carries this instance's mark and no record claims is removed; a record that cannot be read is
 //! kept and reported, never guessed at.
 
 use std::{collections::HashSet, fs, sync::Arc, time::Duration};
 
-use crisp_monitor::wire::{Call, ContainerRef, PodState};
+use crisp_monitor::wire::PodState;
 use crisp_netns::{
     ipam::Lease,
     namespaces::Pins,
@@ -17,18 +18,25 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     cni::debts::{self, Debt},
-    container::{exec, remove},
+    container::exec,
     convert::sandbox,
     error::{Class, RequestError, Stage},
     id::Id,
     link::{Event, Link},
     node::{Node, blocking},
-    pod::{SandboxOp, actor::Actor, policy, teardown},
+    pod::{ContainerOp, Found, Pod, SandboxOp, actor::Actor, policy, teardown},
     record::{self, ContainerPhase, ContainerRecord, OomRecord, PodDir, SandboxPhase, SandboxRecord},
 };
 
 /// How long a monitor may take to say what it knows, before its pod is taken over without it.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a start waits for what is undone and stopped; it goes on after that.
+const UNDO_PATIENCE: Duration = Duration::from_secs(10);
+/// Pause before a silent monitor is asked again; each later one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What records that cannot be read stand for: nothing of it may be taken away.
 #[derive(Debug, Default)]
@@ -71,7 +79,7 @@ pub async fn all(node: &Arc<Node>) -> Result<usize, RequestError> {
             node.cgroups.reclaim(made);
         }
     }
-    let published: Vec<_> = records.iter().filter_map(published).collect();
+    let published: Vec<_> = records.iter().filter_map(|record| published(node, record)).collect();
     let task_node = node.clone();
     blocking(move || {
         let all = published.iter().map(|(id, ports, lease)| (id.as_str(), ports.clone(), lease.clone()));
@@ -105,12 +113,14 @@ fn reserve(node: &Node, record: &SandboxRecord) {
 }
 
 /// The host ports of a sandbox that has them.
-fn published(record: &SandboxRecord) -> Option<(String, Vec<HostPort>, Lease)> {
+fn published(node: &Node, record: &SandboxRecord) -> Option<(String, Vec<HostPort>, Lease)> {
     if record.phase != SandboxPhase::Ready {
         return None;
     }
     let network = record.network.as_ref().filter(|network| network.cni.is_none())?;
-    let plan = sandbox::plan(&record.config).ok().filter(|plan| !plan.host_ports.is_empty())?;
+    let plan = sandbox::plan(&record.config, &node.config.network)
+        .ok()
+        .filter(|plan| !plan.host_ports.is_empty())?;
     Some((record.id.to_string(), plan.host_ports, Lease { v4: network.ipv4, v6: network.ipv6 }))
 }
 
@@ -124,8 +134,18 @@ async fn pod(node: &Arc<Node>, record: SandboxRecord) -> HashSet<String> {
             debts::owe_from_before(node, Debt::Sandbox(Box::new(record)));
             Ok(())
         }
-        SandboxPhase::Building => undo_sandbox(node, &record).await,
-        SandboxPhase::Ready | SandboxPhase::Stopped => Box::pin(restore(node, record, containers)).await,
+        SandboxPhase::Building => {
+            let undone = undo_sandbox(node, &record).await;
+            if undone.is_err() {
+                let record = SandboxRecord { phase: SandboxPhase::Undoing, ..record };
+                node.adopt(Actor::restore(node, record.clone(), containers, None));
+                debts::owe(node, Debt::Sandbox(Box::new(record)));
+            }
+            undone
+        }
+        SandboxPhase::Undoing | SandboxPhase::Ready | SandboxPhase::Stopping | SandboxPhase::Stopped => {
+            Box::pin(restore(node, record, containers)).await
+        }
     };
     if let Err(error) = result {
         tracing::error!(pod = %id, %error, "recovery");
@@ -150,7 +170,8 @@ enum Monitor {
 }
 
 async fn find_monitor(node: &Node, record: &SandboxRecord, dir: &PodDir) -> Monitor {
-    if record.phase != SandboxPhase::Ready || record.boot_id != node.boot_id {
+    let may_live = matches!(record.phase, SandboxPhase::Ready | SandboxPhase::Stopping);
+    if !may_live || record.boot_id != node.boot_id {
         return Monitor::Dead;
     }
     match timeout(PATIENCE, Link::connect(&dir.socket())).await {
@@ -174,16 +195,22 @@ async fn restore(
 ) -> Result<(), RequestError> {
     let dir = node.state.pod(&record.id);
     let monitor = find_monitor(node, &record, &dir).await;
-    let dead = record.phase == SandboxPhase::Ready && matches!(monitor, Monitor::Dead);
+    let over = match record.phase {
+        SandboxPhase::Undoing | SandboxPhase::Stopping => true,
+        SandboxPhase::Ready => matches!(monitor, Monitor::Dead),
+        SandboxPhase::Building | SandboxPhase::Stopped => false,
+    };
+    let silent = matches!(monitor, Monitor::Silent);
     let mut containers = Vec::new();
     for container in recorded {
-        let restored = match &monitor {
-            Monitor::Alive(link, _, state) => with_monitor(node, &dir, link, state, container).await,
-            Monitor::Silent => Some(container),
-            Monitor::Dead => without_monitor(node, &dir, container).await,
-        };
-        containers.extend(restored);
+        containers.push(match &monitor {
+            Monitor::Alive(_, _, state) => with_monitor(node, &dir, state, container).await,
+            Monitor::Silent => container,
+            Monitor::Dead => without_monitor(node, &dir, container),
+        });
     }
+    let half_made = containers.iter().filter(|record| record.phase == ContainerPhase::Creating && !silent);
+    let half_made: Vec<_> = half_made.map(|record| record.id.clone()).collect();
     let link = match monitor {
         Monitor::Alive(link, events, _) => Some((link, events)),
         Monitor::Silent | Monitor::Dead => None,
@@ -191,16 +218,63 @@ async fn restore(
     tracing::info!(pod = %record.id, containers = containers.len(), alive = link.is_some(), "pod restored");
     let pod = Actor::restore(node, record, containers, link);
     node.adopt(pod.clone());
-    if dead {
-        tracing::warn!(pod = %pod.id, "its monitor is gone; stopping the pod");
-        let record = pod.sandbox();
-        if record.is_in_cni_network() {
-            debts::owe_from_before(node, Debt::Sandbox(Box::new(SandboxRecord::clone(&record))));
-        } else {
-            pod.sandbox_op(SandboxOp::Stop).await?;
-        }
+    if timeout(UNDO_PATIENCE, undo_containers(&pod, half_made)).await.is_err() {
+        tracing::warn!(pod = %pod.id, "half-made containers are not undone yet; that goes on");
+    }
+    if over {
+        stop(node, &pod).await?;
+    } else if silent {
+        tokio::spawn(reconnect(node.clone(), pod));
     }
     Ok(())
+}
+
+/// Each is listed as UNKNOWN until nothing of it is left.
+async fn undo_containers(pod: &Pod, half_made: Vec<Id>) {
+    for id in half_made {
+        if let Err(error) = pod.container_op(&id, ContainerOp::Remove).await {
+            tracing::error!(container = %id, %error, "a half-made container could not be undone");
+        }
+    }
+}
+
+/// Stops a pod whose end has begun, or whose monitor is gone.
+async fn stop(node: &Arc<Node>, pod: &Pod) -> Result<(), RequestError> {
+    tracing::warn!(pod = %pod.id, "its monitor is gone, or it was being stopped; stopping the pod");
+    let record = pod.sandbox();
+    // No start waits for a plugin.
+    if record.is_in_cni_network() || record.phase == SandboxPhase::Undoing {
+        debts::owe_from_before(node, Debt::Sandbox(Box::new(SandboxRecord::clone(&record))));
+        return Ok(());
+    }
+    match timeout(UNDO_PATIENCE, pod.sandbox_op(SandboxOp::Stop)).await {
+        Ok(stopped) => stopped,
+        Err(_) => {
+            tracing::warn!(pod = %pod.id, "it is not stopped yet; that goes on");
+            Ok(())
+        }
+    }
+}
+
+/// Asks a silent monitor again until it answers, is gone, or nobody needs it any more.
+async fn reconnect(node: Arc<Node>, pod: Arc<Pod>) {
+    let mut pause = FIRST_PAUSE;
+    while pod.sandbox().phase == SandboxPhase::Ready && pod.view().link.is_none() {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        let dir = node.state.pod(&pod.id);
+        match find_monitor(&node, &pod.sandbox(), &dir).await {
+            Monitor::Alive(link, events, state) => {
+                for record in pod.view().containers.values() {
+                    // Before there is a link: after that there may be new ones.
+                    end_execs(&node, record).await;
+                }
+                return pod.found(Some(Found { link, events, state }));
+            }
+            Monitor::Silent => {}
+            Monitor::Dead => return pod.found(None),
+        }
+    }
 }
 
 /// The containers of a pod, and the names of those whose records cannot be read.
@@ -221,27 +295,18 @@ fn container_records(dir: &PodDir) -> (Vec<ContainerRecord>, HashSet<String>) {
     (records, unreadable)
 }
 
-/// What the monitor says of a container wins over its record.
+/// What the monitor says of a container wins over its record. Gives one that is to be undone as half-made.
 async fn with_monitor(
     node: &Arc<Node>,
     dir: &PodDir,
-    link: &Link,
     state: &PodState,
     mut record: ContainerRecord,
-) -> Option<ContainerRecord> {
+) -> ContainerRecord {
     let known = state.containers.iter().find(|container| container.container == record.id.as_str());
-    if record.phase == ContainerPhase::Creating {
-        let _ = link.call(Call::Remove(ContainerRef { container: record.id.to_string() }), &[]).await;
-        undo_container(node, &record).await;
-        return None;
-    }
     let phase = match (known, &record.phase) {
-        (_, ContainerPhase::Exited(_)) => return Some(record),
+        (_, ContainerPhase::Creating | ContainerPhase::Exited(_)) => return record,
         // Its removal had begun: the monitor has let go of it already.
-        (None, _) => {
-            undo_container(node, &record).await;
-            return None;
-        }
+        (None, _) => return ContainerRecord { phase: ContainerPhase::Creating, ..record },
         (Some(known), _) => match (&known.exit, known.started_nanos) {
             (Some(exit), _) => ContainerPhase::Exited(policy::exit(exit)),
             (None, 0) => ContainerPhase::Created,
@@ -256,7 +321,7 @@ async fn with_monitor(
         _ => end_execs(node, &record).await,
     }
     save(dir, &record);
-    Some(record)
+    record
 }
 
 /// An ended container's cgroup would keep kubelet from removing the pod's.
@@ -286,17 +351,9 @@ async fn end_execs(node: &Arc<Node>, record: &ContainerRecord) {
     }
 }
 
-async fn without_monitor(
-    node: &Arc<Node>,
-    dir: &PodDir,
-    mut record: ContainerRecord,
-) -> Option<ContainerRecord> {
+fn without_monitor(node: &Arc<Node>, dir: &PodDir, mut record: ContainerRecord) -> ContainerRecord {
     match record.phase {
-        ContainerPhase::Exited(_) => return Some(record),
-        ContainerPhase::Creating => {
-            undo_container(node, &record).await;
-            return None;
-        }
+        ContainerPhase::Creating | ContainerPhase::Exited(_) => return record,
         // A Created one may have been started by the daemon before this one, which did not live to record it.
         ContainerPhase::Created | ContainerPhase::Running { .. } => {
             record.phase = ContainerPhase::Exited(teardown::exit_without_monitor(node, dir, &record));
@@ -304,18 +361,12 @@ async fn without_monitor(
         }
     }
     save(dir, &record);
-    Some(record)
+    record
 }
 
 fn save(dir: &PodDir, record: &ContainerRecord) {
     if let Err(error) = record::write(&dir.container_record(&record.id), record) {
         tracing::error!(container = %record.id, %error, "recovered state not recorded");
-    }
-}
-
-async fn undo_container(node: &Arc<Node>, record: &ContainerRecord) {
-    if let Err(error) = remove::traces(node, &record.sandbox, &record.id, &record.cgroup).await {
-        tracing::error!(container = %record.id, %error, "a half-made container could not be undone");
     }
 }
 

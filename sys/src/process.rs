@@ -295,6 +295,11 @@ pub fn set_parent_death_signal(signal: i32) -> Result<(), SysError> {
     answer.on("PR_SET_PDEATHSIG", String::new).map(drop)
 }
 
+/// `umask(2)`, of the whole process.
+pub fn set_umask(mask: u32) {
+    raw::process::umask(mask);
+}
+
 /// `setsid(2)`.
 ///
 /// # Errors

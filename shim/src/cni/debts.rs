@@ -1,4 +1,4 @@
-//! What could not be given back to a CNI plugin, tried again until it can: beside whatever a client asks for, and also
+//! What could not be given back, as a rule to a CNI plugin, tried again until it can: beside whatever a client asks for, and also
 //! when nobody asks.
 //!
 //! ```text
@@ -22,7 +22,7 @@ use crate::{
     id::Id,
     node::{Node, blocking},
     pod::{SandboxOp, teardown},
-    record::SandboxRecord,
+    record::{SandboxPhase, SandboxRecord},
 };
 
 /// Pause after a failed attempt; each later one is twice as long.
@@ -107,7 +107,7 @@ fn settle(node: Arc<Node>, debt: Debt, mut pause: Duration) -> Pin<Box<dyn Futur
             }
             pause = (pause * 2).clamp(FIRST, LONGEST);
         }
-        tracing::info!(pod = debt.id(), "given back what a CNI network still held");
+        tracing::info!(pod = debt.id(), "given back what was still held");
         node.cni.debts.0.lock().unwrap_or_else(PoisonError::into_inner).remove(debt.id());
     })
 }
@@ -117,10 +117,13 @@ async fn attempt(node: &Arc<Node>, debt: &Debt) -> Result<(), RequestError> {
         Debt::Sandbox(record) => {
             let pod = node.pods().into_iter().find(|pod| pod.id == record.id);
             match pod {
-                Some(pod) => match pod.ask(SandboxOp::Stop).await {
-                    Some(stopped) => stopped,
-                    None => Err(RequestError::unknown("the pod has gone meanwhile")),
-                },
+                Some(pod) => {
+                    // Nobody was ever given the id of one that could not be made: it is not listed for longer than this.
+                    let unmade = pod.sandbox().phase == SandboxPhase::Undoing;
+                    let gone = || Err(RequestError::unknown("the pod has gone meanwhile"));
+                    pod.ask(SandboxOp::Stop).await.unwrap_or_else(gone)?;
+                    if unmade { pod.ask(SandboxOp::Remove).await.unwrap_or(Ok(())) } else { Ok(()) }
+                }
                 // A client's Stop has succeeded meanwhile, and its Remove, too.
                 None if !node.state.pod(&record.id).path().exists() => Ok(()),
                 None => {

@@ -31,9 +31,10 @@ use crate::{
     convert::{
         resources, seccomp, signal,
         spec::{self, PidMode, SpecInput},
+        spec_arguments,
     },
     error::{Class, RequestError, Stage},
-    id::Id,
+    id::{self, Id},
     link::Link,
     node::{Node, blocking},
     pod::View,
@@ -74,7 +75,7 @@ pub async fn container(
     let link = view.link.clone().ok_or_else(|| RequestError::precondition("the sandbox is not ready"))?;
     let pid = spec::check(&config, &view.sandbox.config).map_err(|error| error.at(&stage))?;
     if pid == PidMode::Target {
-        check_target(view, &target_id(&config)).map_err(|error| error.at(&stage))?;
+        name_target(view, &mut config).map_err(|error| error.at(&stage))?;
     }
     let image = find_image(node, &config).map_err(|error| error.at(&stage))?;
     let volumes = ImageVolumes::find(node, &mut config).map_err(|error| error.at(&stage))?;
@@ -96,30 +97,42 @@ fn target_id(config: &cri::ContainerConfig) -> String {
     spec::security(config).namespace_options.map(|options| options.target_id).unwrap_or_default()
 }
 
-/// The container whose PID namespace is joined runs in the same sandbox. The monitor, which holds its pidfd, has the
-/// last word; this is for the early one.
-fn check_target(view: &View, id: &str) -> Result<(), RequestError> {
-    let target = view.containers.iter().find(|(known, _)| known.as_str() == id);
-    match target.map(|(_, record)| &record.phase) {
-        Some(ContainerPhase::Running { .. }) => Ok(()),
-        found => {
-            let what = if found.is_some() { "does not run" } else { "is not in the sandbox" };
-            let text = format!("linux.security_context.namespace_options.target_id: container {id:?} {what}");
-            Err(RequestError::new(Class::NotFound, text))
-        }
+/// The container whose PID namespace is joined runs in the same sandbox; its id is written out where a prefix was given.
+/// The monitor, which holds its pidfd, has the last word; this is for the early one.
+fn name_target(view: &View, config: &mut cri::ContainerConfig) -> Result<(), RequestError> {
+    const FIELD: &str = "linux.security_context.namespace_options.target_id";
+    let wanted = target_id(config);
+    let (id, record) =
+        id::find(&view.containers, "container", &wanted).map_err(|error| match error.class {
+            Class::NotFound => {
+                RequestError::new(error.class, format!("{FIELD}: container {wanted:?} is not in the sandbox"))
+            }
+            _ => error.at(FIELD),
+        })?;
+    if !matches!(record.phase, ContainerPhase::Running { .. }) {
+        let text = format!("{FIELD}: container {wanted:?} does not run");
+        return Err(RequestError::new(Class::NotFound, text));
     }
+    let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+    security.namespace_options.get_or_insert_default().target_id = id.to_string();
+    Ok(())
 }
 
 async fn undo(node: &Arc<Node>, link: &Link, sandbox: &SandboxRecord, id: &Id) {
-    let _ = link.call(Call::Remove(ContainerRef { container: id.to_string() }), &[]).await;
+    // Bounded: a child that is stuck on dead storage cannot be reaped, and must not keep the caller from its answer.
+    if let Err(error) = remove::forget_in_monitor(Some(link), id).await {
+        tracing::warn!(container = %id, %error, "the monitor does not let go of a container that could not be made");
+    }
     let cgroup = cgroups::leaf(&sandbox.cgroup_parent, id.as_str());
     if let Err(error) = remove::traces(node, &sandbox.id, id, &cgroup).await {
-        tracing::error!(container = %id, %error, "a failed container could not be undone; the next start tries again");
+        tracing::error!(container = %id, %error, "a failed container could not be undone; it stays until it is removed");
     }
 }
 
 fn find_image(node: &Node, config: &cri::ContainerConfig) -> Result<Arc<Image>, RequestError> {
     let wanted = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+    let handler = config.image.as_ref().map(|image| image.runtime_handler.as_str()).unwrap_or_default();
+    Node::check_handler("image.runtime_handler", handler)?;
     node.store
         .get(wanted)
         .stage(format_args!("image {wanted:?}"))?
@@ -157,6 +170,9 @@ fn prepare(
     record::write(&dir.container_record(id), &record).stage("creating")?;
     let mut planned =
         oci::plan(&record.spec, &oci::PlanInput { staging: node.state.staging() }).stage("plan")?;
+    if let Some(process) = &mut planned.plan.process {
+        spec_arguments::restore_binary(&record.config, &mut process.env);
+    }
     watch.lap("user, spec, record, plan");
     let ready = sources::open(node, id, &record.config, volumes, user.as_ref())?;
     let hold = cgroups::is_slice(&sandbox.cgroup_parent);
@@ -210,9 +226,16 @@ fn resolve_user(
     };
     let group = security.run_as_group.map(|gid| id_number("run_as_group", gid.value)).transpose()?;
     let supplemental = security.supplemental_groups.iter().map(|gid| id_number("supplemental_groups", *gid));
-    let policy = match security.supplemental_groups_policy() {
-        cri::SupplementalGroupsPolicy::Merge => GroupPolicy::Merge,
-        cri::SupplementalGroupsPolicy::Strict => GroupPolicy::Strict,
+    let policy = match cri::SupplementalGroupsPolicy::try_from(security.supplemental_groups_policy) {
+        Ok(cri::SupplementalGroupsPolicy::Merge) => GroupPolicy::Merge,
+        Ok(cri::SupplementalGroupsPolicy::Strict) => GroupPolicy::Strict,
+        // The default would be the wider one.
+        Err(_) => {
+            return Err(RequestError::invalid(format!(
+                "linux.security_context.supplemental_groups_policy: {} is no policy that is known",
+                security.supplemental_groups_policy
+            )));
+        }
     };
     let wanted = UserSpec { user, group, supplemental: supplemental.collect::<Result<_, _>>()?, policy };
     user::resolve(root, &wanted).map_err(|error| RequestError::invalid(crate::error::chain(&error)))

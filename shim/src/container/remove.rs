@@ -38,7 +38,10 @@ pub async fn container(
 }
 
 /// The monitor kills what was created and never started, and lets go of the root mount.
-async fn forget_in_monitor(link: Option<&Link>, id: &Id) -> Result<(), RequestError> {
+///
+/// # Errors
+/// It has not let go of it after [`MONITOR_PATIENCE`], or says why it cannot.
+pub(super) async fn forget_in_monitor(link: Option<&Link>, id: &Id) -> Result<(), RequestError> {
     let Some(link) = link else { return Ok(()) };
     let asked = link.call(Call::Remove(ContainerRef { container: id.to_string() }), &[]);
     match timeout(MONITOR_PATIENCE, asked).await {

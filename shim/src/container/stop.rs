@@ -44,6 +44,7 @@ pub async fn container(
     mut ended: watch::Receiver<bool>,
 ) -> Result<(), RequestError> {
     if graceful {
+        thaw(node, record).await;
         send_signal(link, record).await;
         if wait_until(deadline, &mut ended).await {
             return prove_empty(node, record).await;
@@ -51,6 +52,14 @@ pub async fn container(
     }
     kill(node, record).await?;
     wait_killed(node, record, &mut ended).await
+}
+
+/// A frozen process takes no signal, and would only be killed when its time is over.
+async fn thaw(node: &Arc<Node>, record: &ContainerRecord) {
+    let (task_node, path) = (node.clone(), record.cgroup.clone());
+    if let Err(error) = blocking(move || task_node.cgroups.thaw(&path).stage("thaw it")).await {
+        tracing::warn!(container = %record.id, %error, "it may not hear its stop signal");
+    }
 }
 
 /// Through the monitor, which knows its child; by the recorded process when the monitor cannot be asked.

@@ -6,9 +6,9 @@ use crisp_proto::runtime::v1 as cri;
 
 use crate::{
     convert::resources,
-    error::RequestError,
+    error::{RequestError, Stage},
     node::{Node, blocking},
-    record::ContainerRecord,
+    record::{self, ContainerRecord},
 };
 
 /// Applies a change to a container's cgroup; gives what is in force afterwards.
@@ -23,8 +23,15 @@ pub async fn resources(
     let present = record.config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
     let merged = resources::merge(&present, &wanted);
     let limits = resources::resources(Some(&merged))?;
-    let (node, path, stage) =
-        (node.clone(), record.cgroup.clone(), format!("update container {}", record.id.short(12)));
-    blocking(move || node.cgroups.update(&path, &limits)).await.map_err(|error| error.at(stage))?;
+    let (node, mut record, resources) = (node.clone(), record.clone(), merged.clone());
+    let stage = format!("update container {}", record.id.short(12));
+    let updated = blocking(move || {
+        let path = node.state.pod(&record.sandbox).container_record(&record.id);
+        let cgroup = record.cgroup.clone();
+        record.config.linux.get_or_insert_default().resources = Some(resources);
+        // The actor writes it again, with what has happened to the container meanwhile.
+        node.cgroups.update(&cgroup, &limits, || record::write(&path, &record).stage("record it"))
+    });
+    updated.await.map_err(|error| error.at(stage))?;
     Ok(merged)
 }

@@ -62,10 +62,10 @@ pub fn merge(
     let text = |old: &str, new: &str| if new.is_empty() { old.to_owned() } else { new.to_owned() };
     let mut unified = present.unified.clone();
     unified.extend(wanted.unified.clone());
-    let hugepage_limits = match wanted.hugepage_limits.is_empty() {
-        true => present.hugepage_limits.clone(),
-        false => wanted.hugepage_limits.clone(),
-    };
+    let asked =
+        |one: &cri::HugepageLimit| wanted.hugepage_limits.iter().any(|new| new.page_size == one.page_size);
+    let kept = present.hugepage_limits.iter().filter(|one| !asked(one));
+    let hugepage_limits = kept.chain(&wanted.hugepage_limits).cloned().collect();
     cri::LinuxContainerResources {
         cpu_period: number(present.cpu_period, wanted.cpu_period),
         cpu_quota: number(present.cpu_quota, wanted.cpu_quota),
@@ -102,6 +102,19 @@ mod tests {
             (merged.cpu_shares, merged.memory_limit_in_bytes, merged.oom_score_adj),
             (200, 1 << 20, 5)
         );
+    }
+
+    #[test]
+    fn a_size_of_huge_pages_that_is_not_given_keeps_its_limit() {
+        let limits = |all: &[(&str, u64)]| cri::LinuxContainerResources {
+            hugepage_limits: all
+                .iter()
+                .map(|(size, limit)| cri::HugepageLimit { page_size: (*size).to_owned(), limit: *limit })
+                .collect(),
+            ..Default::default()
+        };
+        let merged = merge(&limits(&[("2MB", 1), ("1GB", 2)]), &limits(&[("2MB", 3)]));
+        assert_eq!(merged, limits(&[("1GB", 2), ("2MB", 3)]));
     }
 
     #[test]

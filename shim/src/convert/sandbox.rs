@@ -13,7 +13,7 @@ use crisp_proto::runtime::v1 as cri;
 use crisp_runtime::userns::IdMappings;
 
 use super::{ports, userns};
-use crate::error::RequestError;
+use crate::{config::NetworkConfig, error::RequestError};
 
 /// Most that each list of a DNS configuration may come to, bytes. Kubernetes allows 2048 for searches.
 const DNS_BYTES: usize = 16 << 10;
@@ -48,7 +48,7 @@ pub struct SandboxPlan {
 ///
 /// # Errors
 /// `Invalid` or `Unimplemented`, naming the field.
-pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError> {
+pub fn plan(config: &cri::PodSandboxConfig, network: &NetworkConfig) -> Result<SandboxPlan, RequestError> {
     let key = key(config)?;
     check_notes(&config.labels, &config.annotations)?;
     check_hostname(&config.hostname)?;
@@ -66,7 +66,8 @@ pub fn plan(config: &cri::PodSandboxConfig) -> Result<SandboxPlan, RequestError>
     let host_ipc = shared_or_host("ipc", options.ipc)?;
     let shared_pid = shared_pid(options.pid)?;
     super::selinux::check("linux.security_context.selinux_options", security.selinux_options.as_ref())?;
-    let sysctls = sysctls(&linux, host_network, host_ipc, user.as_ref())?;
+    let defaults = if host_network { Vec::new() } else { default_sysctls(network, user.as_ref()) };
+    let sysctls = sysctls(&linux, defaults, host_network, host_ipc, user.as_ref())?;
     let shm_bytes = super::shm::size(config, host_ipc)?;
     // The host's network has the host's ports and nothing to limit.
     let (host_ports, bandwidth) = match host_network {
@@ -224,20 +225,25 @@ fn shared_pid(mode: i32) -> Result<bool, RequestError> {
     }
 }
 
+/// What a pod's own network has without being asked for it.
+fn default_sysctls(network: &NetworkConfig, user: Option<&IdMappings>) -> Vec<(String, String)> {
+    let everybody = || ("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+    let ports = ("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+    let ping = || user.and_then(userns::all_ping_groups).unwrap_or_else(everybody);
+    let ports = network.unprivileged_ports.then_some(ports);
+    ports.into_iter().chain(network.unprivileged_ping.then(ping)).collect()
+}
+
 /// Only names that a namespace of the pod owns, and values that are one line: CVE-2022-0811 smuggled a second
 /// setting in a value, CVE-2022-0532 reached the host through a namespace that the pod did not have.
 fn sysctls(
     linux: &cri::LinuxPodSandboxConfig,
+    defaults: Vec<(String, String)>,
     host_network: bool,
     host_ipc: bool,
     user: Option<&IdMappings>,
 ) -> Result<Vec<(String, String)>, RequestError> {
-    let mut all = std::collections::BTreeMap::new();
-    if !host_network {
-        all.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-        let everybody = || ("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
-        all.extend([user.and_then(userns::all_ping_groups).unwrap_or_else(everybody)]);
-    }
+    let mut all: std::collections::BTreeMap<_, _> = defaults.into_iter().collect();
     for (name, value) in &linux.sysctls {
         let refuse = |why: &str| Err(RequestError::invalid(format!("linux.sysctls: {name:?} {why}")));
         let sysctl =
@@ -289,6 +295,19 @@ mod tests {
         cri::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }
     }
 
+    fn network() -> NetworkConfig {
+        NetworkConfig::default()
+    }
+
+    #[test]
+    fn what_a_pod_gets_without_asking_is_the_operators_choice() {
+        let network = NetworkConfig { unprivileged_ports: false, unprivileged_ping: false, ..network() };
+        assert_eq!(plan(&config(), &network).unwrap().sysctls, []);
+        let asked =
+            plan(&with_sysctl("net.ipv4.ip_unprivileged_port_start", "80"), &network).unwrap().sysctls;
+        assert_eq!(asked, [("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned())]);
+    }
+
     fn with_sysctl(name: &str, value: &str) -> cri::PodSandboxConfig {
         let linux = cri::LinuxPodSandboxConfig {
             sysctls: [(name.to_owned(), value.to_owned())].into(),
@@ -299,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_least_config_makes_a_pod_with_its_own_namespaces() {
-        let plan = plan(&config()).unwrap();
+        let plan = plan(&config(), &network()).unwrap();
         assert_eq!(plan.shown_key(), "web_default_u_2");
         assert!(!plan.host_network && !plan.host_ipc);
     }
@@ -309,30 +328,36 @@ mod tests {
         for name in
             ["kernel.core_pattern", "kernel.shm_rmid_forced/../core_pattern", "vm.swappiness", "", "net..x"]
         {
-            assert_eq!(plan(&with_sysctl(name, "1")).unwrap_err().class, Class::Invalid, "{name}");
+            assert_eq!(
+                plan(&with_sysctl(name, "1"), &network()).unwrap_err().class,
+                Class::Invalid,
+                "{name}"
+            );
         }
         for value in ["1\nkernel.core_pattern=|/evil", "1\0", ""] {
-            assert!(plan(&with_sysctl("kernel.shm_rmid_forced", value)).is_err(), "{value:?}");
+            assert!(plan(&with_sysctl("kernel.shm_rmid_forced", value), &network()).is_err(), "{value:?}");
         }
-        assert!(plan(&with_sysctl("kernel.shm_rmid_forced", "1")).is_ok());
+        assert!(plan(&with_sysctl("kernel.shm_rmid_forced", "1"), &network()).is_ok());
         let mut host = with_sysctl("net.ipv4.ip_forward", "1");
         let options = cri::NamespaceOption { network: cri::NamespaceMode::Node.into(), ..Default::default() };
         host.linux.as_mut().unwrap().security_context =
             Some(cri::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() });
-        assert!(plan(&host).unwrap_err().text.contains("host's network"));
+        assert!(plan(&host, &network()).unwrap_err().text.contains("host's network"));
     }
 
     #[test]
     fn c13_hostname_and_dns_are_checked() {
         for hostname in ["a\nb", "a b", &"x".repeat(65)] {
-            assert!(plan(&cri::PodSandboxConfig { hostname: hostname.into(), ..config() }).is_err());
+            assert!(
+                plan(&cri::PodSandboxConfig { hostname: hostname.into(), ..config() }, &network()).is_err()
+            );
         }
         let dns =
             cri::DnsConfig { servers: vec!["1.1.1.1\nnameserver 6.6.6.6".into()], ..Default::default() };
-        assert!(plan(&cri::PodSandboxConfig { dns_config: Some(dns), ..config() }).is_err());
+        assert!(plan(&cri::PodSandboxConfig { dns_config: Some(dns), ..config() }, &network()).is_err());
         let servers = ["10.0.0.1", "fd00::1", "fe80::1%eth0"].map(str::to_owned).to_vec();
         let dns = cri::DnsConfig { servers, ..Default::default() };
-        assert!(plan(&cri::PodSandboxConfig { dns_config: Some(dns), ..config() }).is_ok());
+        assert!(plan(&cri::PodSandboxConfig { dns_config: Some(dns), ..config() }, &network()).is_ok());
     }
 
     #[test]

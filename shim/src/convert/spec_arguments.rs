@@ -70,10 +70,10 @@ pub(super) fn env(input: &SpecInput<'_>) -> Result<Vec<String>, RequestError> {
         set(key, value);
     }
     for entry in &input.config.envs {
-        let value = std::str::from_utf8(&entry.value)
-            .map_err(|_| RequestError::invalid(format!("envs: the value of {:?} is not UTF-8", entry.key)))?;
-        check_env(&entry.key, value)?;
-        set(&entry.key, value);
+        // A spec has text only; see `restore_binary`.
+        let value = String::from_utf8_lossy(&entry.value);
+        check_env(&entry.key, &value)?;
+        set(&entry.key, &value);
     }
     for (key, value) in &input.cdi.env {
         check_env(key, value)?;
@@ -83,6 +83,17 @@ pub(super) fn env(input: &SpecInput<'_>) -> Result<Vec<String>, RequestError> {
         list.push(("HOME".to_owned(), input.home.to_owned()));
     }
     Ok(list.into_iter().map(|(key, value)| format!("{key}={value}")).collect())
+}
+
+/// Puts the bytes of those values that are no UTF-8 (CRI: `KeyValue.value` is bytes) where a spec, which has text only, has
+/// them with replacement characters.
+pub fn restore_binary(config: &cri::ContainerConfig, env: &mut [Vec<u8>]) {
+    for entry in config.envs.iter().filter(|entry| std::str::from_utf8(&entry.value).is_err()) {
+        let text = format!("{}={}", entry.key, String::from_utf8_lossy(&entry.value)).into_bytes();
+        if let Some(found) = env.iter_mut().find(|variable| **variable == text) {
+            *found = [entry.key.as_bytes(), b"=", &entry.value].concat();
+        }
+    }
 }
 
 fn check_env(key: &str, value: &str) -> Result<(), RequestError> {

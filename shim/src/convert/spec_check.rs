@@ -110,9 +110,16 @@ fn pid_mode(
     let own = security.namespace_options.clone();
     let options = own.or_else(|| pod.clone()).unwrap_or_default();
     let pod = pod.unwrap_or_default();
-    for (which, mine, pods) in
-        [("network", options.network(), pod.network()), ("ipc", options.ipc(), pod.ipc())]
+    let known = |which: &str, mode: i32| {
+        cri::NamespaceMode::try_from(mode)
+            .map_err(|_| RequestError::invalid(format!("{field}.{which}: {mode} is no mode that is known")))
+    };
+    for (which, mine, pods) in [("network", options.network, pod.network()), ("ipc", options.ipc, pod.ipc())]
     {
+        let mine = known(which, mine)?;
+        if mine == cri::NamespaceMode::Target {
+            return Err(RequestError::invalid(format!("{field}.{which}: TARGET is for pid only")));
+        }
         let host = |mode| mode == cri::NamespaceMode::Node;
         if host(mine) != host(pods) {
             return Err(RequestError::invalid(format!(
@@ -123,7 +130,7 @@ fn pid_mode(
         }
     }
     super::userns::same(&options, &pod)?;
-    match options.pid() {
+    match known("pid", options.pid)? {
         cri::NamespaceMode::Pod if pod.pid() == cri::NamespaceMode::Pod => Ok(PidMode::Pod),
         cri::NamespaceMode::Pod => Err(RequestError::invalid(format!(
             "{field}.pid: POD does not fit the sandbox's {}",

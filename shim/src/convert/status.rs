@@ -12,7 +12,9 @@ use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord
 pub fn sandbox_state(phase: SandboxPhase) -> cri::PodSandboxState {
     match phase {
         SandboxPhase::Ready => cri::PodSandboxState::SandboxReady,
-        SandboxPhase::Building | SandboxPhase::Stopped => cri::PodSandboxState::SandboxNotready,
+        SandboxPhase::Building | SandboxPhase::Undoing | SandboxPhase::Stopping | SandboxPhase::Stopped => {
+            cri::PodSandboxState::SandboxNotready
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The task that owns a pod: takes commands, starts work, applies what the work brought.
 
 mod container;
+mod found;
 mod overdue;
 mod sandbox;
 
@@ -17,7 +18,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Command, ContainerOp, Pod, Reply, SandboxOp, View, build::Built};
+use super::{
+    Command, ContainerOp, Pod, Reply, SandboxOp, View,
+    build::{Built, Unbuilt},
+};
 use crate::{
     error::RequestError,
     id::Id,
@@ -30,8 +34,8 @@ use crate::{
 /// What work brought.
 #[derive(Debug)]
 pub enum Done {
-    /// The sandbox is built, or everything is undone.
-    Built(Result<Box<Built>, RequestError>),
+    /// The sandbox is built, or undone.
+    Built(Result<Box<Built>, Unbuilt>),
     /// The sandbox holds nothing any more, or the first thing that could not be given back.
     SandboxStopped(Result<(), RequestError>),
     /// The sandbox's directory is gone.
@@ -210,9 +214,9 @@ impl Actor {
                 },
                 command = self.commands.recv() => match command {
                     Some(command) => {
-                        let rebuilt = matches!(command, Command::Done(Done::Built(Ok(_))));
+                        let connected = matches!(command, Command::Done(Done::Built(Ok(_))) | Command::Found(_));
                         self.handle(command);
-                        listening |= rebuilt;
+                        listening |= connected;
                     }
                     None => return,
                 },
@@ -229,6 +233,9 @@ impl Actor {
             }
             Command::Container(id, op, reply) => self.submit_container(&id, op, reply),
             Command::Overdue(id, turn) => self.overdue(&id, turn),
+            Command::BuildOverdue => self.build_overdue(),
+            Command::Found(Some(found)) => self.found(*found),
+            Command::Found(None) => self.lost(),
             Command::Done(done) => self.done(done),
         }
     }

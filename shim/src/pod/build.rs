@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
+    time::Duration,
 };
 
 use crisp_monitor::wire::{Body, Call, Placed, StartInit};
@@ -26,7 +27,7 @@ use crisp_sys::{
     process::CloneFlags,
     program::Program,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{cni, teardown};
 use crate::{
@@ -36,7 +37,7 @@ use crate::{
         userns,
     },
     error::{RequestError, Stage},
-    link::{Event, Link},
+    link::{self, Event, Link},
     node::{Node, blocking},
     pool::{self, Ready},
     record::{self, NetworkRecord, PodDir, ProcessId, SandboxPhase, SandboxRecord},
@@ -46,6 +47,8 @@ use crate::{
 
 /// The pod's init is the last to be killed for memory: its end ends every container of the pod.
 const INIT_OOM_SCORE_ADJ: i32 = -998;
+/// How long a monitor may take for any of its first answers, which come within a millisecond on a machine that works.
+const MONITOR_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What building needs beside the record.
 #[derive(Debug)]
@@ -67,15 +70,20 @@ pub struct Built {
     pub events: mpsc::UnboundedReceiver<Event>,
 }
 
-/// Builds a sandbox; on failure everything is undone.
+/// A sandbox that could not be built.
+#[derive(Debug)]
+pub struct Unbuilt {
+    /// Names the stage.
+    pub error: RequestError,
+    /// Its record, where something of it could not be taken away again.
+    pub left: Option<Box<SandboxRecord>>,
+}
+
+/// Builds a sandbox; on failure everything is undone, as far as that is possible.
 ///
 /// # Errors
-/// Names the stage.
-pub async fn sandbox(
-    node: &Arc<Node>,
-    record: &SandboxRecord,
-    input: BuildInput,
-) -> Result<Built, RequestError> {
+/// See [`Unbuilt`].
+pub async fn sandbox(node: &Arc<Node>, record: &SandboxRecord, input: BuildInput) -> Result<Built, Unbuilt> {
     let stage = format!("run sandbox {}", record.id.short(12));
     let BuildInput { plan, ready } = input;
     let (task_node, mut building, task_plan) = (node.clone(), record.clone(), plan.clone());
@@ -83,7 +91,12 @@ pub async fn sandbox(
         let made = make(&task_node, &mut building, &task_plan, ready);
         Ok((building, made))
     })
-    .await?;
+    .await
+    // The work has panicked; how far it came is not known.
+    .map_err(|error| {
+        let left = SandboxRecord { phase: SandboxPhase::Undoing, ..record.clone() };
+        Unbuilt { error, left: Some(Box::new(left)) }
+    })?;
     let built = match made {
         Ok(made) => finish(node, record.clone(), plan, made).await,
         Err(error) => Err(error),
@@ -92,8 +105,9 @@ pub async fn sandbox(
     match built {
         Ok(built) => Ok(built),
         Err(error) => {
-            undo(node, &record).await;
-            Err(error.at(stage))
+            let left = undo(node, &record).await.is_err();
+            let left = left.then(|| Box::new(SandboxRecord { phase: SandboxPhase::Undoing, ..record }));
+            Err(Unbuilt { error: error.at(stage), left })
         }
     }
 }
@@ -118,14 +132,14 @@ async fn finish(
     Ok(Built { record, link, events })
 }
 
-async fn undo(node: &Arc<Node>, record: &SandboxRecord) {
+async fn undo(node: &Arc<Node>, record: &SandboxRecord) -> Result<(), RequestError> {
     let undone = match teardown::sandbox(node, record, None).await {
         Ok(()) => teardown::forget(node, record).await,
         Err(error) => Err(error),
     };
-    if let Err(error) = undone {
+    undone.inspect_err(|error| {
         tracing::error!(pod = %record.id, %error, "a failed sandbox could not be undone; it is tried again");
-    }
+    })
 }
 
 type Connected = (Link, mpsc::UnboundedReceiver<Event>, Option<ProcessId>);
@@ -136,7 +150,9 @@ async fn connect(
     shared_pid: bool,
 ) -> Result<Connected, RequestError> {
     let mut watch = Stopwatch::start("sandbox connected");
-    let (link, events, _) = Link::connect(&node.state.pod(&record.id).socket()).await?;
+    let socket = node.state.pod(&record.id).socket();
+    let connected = timeout(MONITOR_PATIENCE, Link::connect(&socket)).await;
+    let (link, events, _) = connected.unwrap_or_else(|_| Err(link::no_answer(MONITOR_PATIENCE)))?;
     watch.lap("hello");
     let init = match shared_pid {
         true => Some(start_init(node, record, &link).await?),
@@ -163,17 +179,19 @@ async fn start_init(
     });
     let namespace = user.as_ref().map(PodUser::namespace);
     let answer = if hold {
-        let (Body::Held(pid), _) = link.call(call, namespace.as_slice()).await? else {
+        let (Body::Held(pid), _) = link.call_within(MONITOR_PATIENCE, call, namespace.as_slice()).await?
+        else {
             return Err(RequestError::unknown("the monitor does not hold the pod's init"));
         };
         let (task_node, path) = (node.clone(), cgroups::leaf(&record.cgroup_parent, record.id.as_str()));
         let scope = blocking(move || task_node.cgroups.start_scope(&path, pid.pid, &Resources::default()));
         let scope = scope.await.map_err(|error| error.at(stage))?;
-        link.call(Call::Placed(Placed { container: String::new() }), &[scope.as_fd()]).await?.0
+        let placed = Call::Placed(Placed { container: String::new() });
+        link.call_within(MONITOR_PATIENCE, placed, &[scope.as_fd()]).await?.0
     } else {
         let cgroup = node.cgroups.create_in(&record.cgroup_parent, record.id.as_str()).stage(stage)?;
         let fds: Vec<_> = [cgroup.as_fd()].into_iter().chain(namespace).collect();
-        link.call(call, &fds).await?.0
+        link.call_within(MONITOR_PATIENCE, call, &fds).await?.0
     };
     match answer {
         Body::Init(pid) => Ok(ProcessId { pid: pid.pid, start_ticks: pid.start_ticks }),

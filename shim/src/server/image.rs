@@ -56,10 +56,12 @@ fn list(node: &Node, filter: Option<cri::ImageFilter>) -> Vec<cri::Image> {
 }
 
 fn wanted(spec: Option<cri::ImageSpec>) -> Result<String, RequestError> {
-    match spec.map(|spec| spec.image) {
-        Some(image) if !image.is_empty() => Ok(image),
-        _ => Err(RequestError::invalid("image.image is empty")),
+    let spec = spec.unwrap_or_default();
+    Node::check_handler("image.runtime_handler", &spec.runtime_handler)?;
+    if spec.image.is_empty() {
+        return Err(RequestError::invalid("image.image is empty"));
     }
+    Ok(spec.image)
 }
 
 /// How a pull is to be done, from the daemon's configuration.

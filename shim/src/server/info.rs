@@ -2,14 +2,15 @@
 //! own fields. Each value is one JSON object under the key that other runtimes use, so that tools find
 //! `.info.pid` and `.info.runtimeSpec` where they look for them.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::PathBuf};
 
+use crisp_netns::namespaces::Pins;
 use serde_json::{Value, json};
 
 use crate::{
     node::Node,
     pod::{View, build},
-    record::{ContainerPhase, ContainerRecord, SandboxPhase},
+    record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord},
 };
 
 fn one(key: &str, value: &Value) -> HashMap<String, String> {
@@ -24,6 +25,9 @@ pub(super) fn status(node: &Node) -> HashMap<String, String> {
         map.insert("rootDir".to_owned(), json!(node.config.root));
     }
     let mut info = one("config", &config);
+    if node.config.network.mode != "bridge" {
+        info.extend(one("cniconfig", &node.cni.describe()));
+    }
     info.extend(one(
         "crisp",
         &json!({
@@ -55,12 +59,39 @@ pub(super) fn sandbox(node: &Node, view: &View) -> HashMap<String, String> {
             "utsNamespace": pins.uts,
             "netNamespaceClosed": !alive,
             "network": record.network,
+            "cniResult": cni_result(node, record),
+            "runtimeSpec": runtime_spec(record, &pins),
             "overhead": linux.and_then(|linux| linux.overhead.as_ref()),
             "resources": linux.and_then(|linux| linux.resources.as_ref()),
             "config": record.config,
             "runtimeType": "crisp",
         }),
     )
+}
+
+/// As much of an OCI spec as a sandbox has, which has no process of its own: scripts look for the path of its network
+/// namespace in `linux.namespaces`.
+fn runtime_spec(record: &SandboxRecord, pins: &Pins) -> Value {
+    let namespace =
+        |kind: &str, path: &Option<PathBuf>| path.as_ref().map(|path| json!({"type": kind, "path": path}));
+    let namespaces: Vec<_> = [("network", &pins.net), ("ipc", &pins.ipc), ("uts", &pins.uts)]
+        .into_iter()
+        .filter_map(|(kind, path)| namespace(kind, path))
+        .collect();
+    json!({
+        "ociVersion": oci_spec::runtime::Spec::default().version(),
+        "hostname": record.hostname,
+        "annotations": record.config.annotations,
+        "linux": {"cgroupsPath": record.cgroup_parent, "namespaces": namespaces},
+    })
+}
+
+/// What the plugins have answered, from the ledger.
+fn cni_result(node: &Node, record: &SandboxRecord) -> Option<Value> {
+    if !record.is_in_cni_network() {
+        return None;
+    }
+    node.cni.result(record.id.as_str())
 }
 
 /// Of a container: `pid` is its first process's, 0 when it has ended.

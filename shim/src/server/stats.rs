@@ -112,17 +112,10 @@ fn container(node: &Node, record: &ContainerRecord, layer: Option<Written>) -> c
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
     };
-    let limit = record
-        .config
-        .linux
-        .as_ref()
-        .and_then(|linux| linux.resources.as_ref())
-        .and_then(|resources| u64::try_from(resources.memory_limit_in_bytes).ok())
-        .filter(|limit| *limit > 0);
     cri::ContainerStats {
         attributes: Some(attributes),
         cpu: stats.as_ref().map(|stats| cpu(stats, now)),
-        memory: stats.as_ref().map(|stats| memory(stats, limit, now)),
+        memory: stats.as_ref().map(|stats| memory(stats, now)),
         writable_layer: layer.map(|layer| writable_layer(node, layer)),
         swap: stats.as_ref().and_then(|stats| swap(stats, now)),
         io: stats.as_ref().and_then(|stats| io(stats, now)),
@@ -165,7 +158,7 @@ fn sandbox(node: &Node, view: &View, containers: Vec<cri::ContainerStats>) -> cr
         .map(|count| cri::ProcessUsage { timestamp: now, process_count: number(count) });
     let linux = cri::LinuxPodSandboxStats {
         cpu: stats.as_ref().map(|stats| cpu(stats, now)),
-        memory: stats.as_ref().map(|stats| memory(stats, None, now)),
+        memory: stats.as_ref().map(|stats| memory(stats, now)),
         network: network(node, view, now),
         process,
         containers,
@@ -184,14 +177,18 @@ fn cpu(stats: &CgroupStats, now: i64) -> cri::CpuUsage {
     }
 }
 
-fn memory(stats: &CgroupStats, limit: Option<u64>, now: i64) -> cri::MemoryUsage {
+fn memory(stats: &CgroupStats, now: i64) -> cri::MemoryUsage {
     let detail = stats.memory;
     let inactive_file = detail.map_or(0, |detail| detail.inactive_file);
     let working_set = stats.memory_current.map(|current| current.saturating_sub(inactive_file));
     cri::MemoryUsage {
         timestamp: now,
         working_set_bytes: working_set.and_then(number),
-        available_bytes: limit.zip(working_set).and_then(|(limit, used)| number(limit.saturating_sub(used))),
+        // The limit in force, whoever has set it: the request, `unified`, or the pod cgroup's owner.
+        available_bytes: stats
+            .memory_max
+            .zip(working_set)
+            .and_then(|(limit, used)| number(limit.saturating_sub(used))),
         usage_bytes: stats.memory_current.and_then(number),
         rss_bytes: detail.and_then(|detail| number(detail.anon)),
         page_faults: detail.and_then(|detail| number(detail.pgfault)),

@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
-use crisp_tests::cri::refused;
+use crisp_tests::cri::{container_config, refused};
 use crisp_tests::host::{self, Snapshot};
 use crisp_tests::node::{Node, Pod};
 use crisp_tests::place::{self, Need};
@@ -237,18 +237,18 @@ fn retried(node: &mut Node) -> Result<()> {
             "{said}"
         );
         ensure!(pin.exists() && ledger(node)?.len() == 1);
+        unusable(node, &pod)?;
     }
     // Also by a daemon that was killed meanwhile, and without anybody's asking.
     node.kill_and_restart()?;
     ensure!(pin.exists() && node.cri().pods()?.len() == 1);
+    unusable(node, &pod)?;
     world.plugins.tell("main", "DEL", None)?;
-    wait::until("the pod to be stopped", wait::LONG, || {
-        let state = node.cri().pod(&pod.id).map_err(|status| status.to_string())?.state();
-        if state == cri::PodSandboxState::SandboxNotready { Ok(()) } else { Err(format!("{state:?}")) }
-    })?;
-    ensure!(!pin.exists() && ledger(node)?.is_empty() && world.plugins.held()?.is_empty());
+    wait::until_true("what it held to be given back", wait::LONG, || !pin.exists())?;
     node.end_pod(&pod)?;
-    // An ADD that fails and cannot be undone: nobody has a pod to stop, and it is undone all the same.
+    ensure!(ledger(node)?.is_empty() && world.plugins.held()?.is_empty());
+    // An ADD that fails and cannot be undone: what is left is listed, and its name taken, until it is undone, for which
+    // nobody has to ask.
     world.plugins.tell("second", "ADD", Some("error 7 no"))?;
     world.plugins.tell("main", "DEL", Some("error 7 not now"))?;
     let said = refused(node.cri().run_pod(&node.pod_config("failed")), Code::Unknown)?;
@@ -256,14 +256,28 @@ fn retried(node: &mut Node) -> Result<()> {
         said.contains("ADD of plugin crisp-test-plugin-second: no (code 7); then, giving back"),
         "{said}"
     );
-    ensure!(node.cri().pods()?.is_empty() && ledger(node)?.len() == 1);
+    let pods = node.cri().pods()?;
+    let [left] = pods.as_slice() else { anyhow::bail!("one is left: {pods:?}") };
+    ensure!(left.state() == cri::PodSandboxState::SandboxNotready && ledger(node)?.len() == 1, "{left:?}");
+    refused(node.cri().run_pod(&node.pod_config("failed")), Code::AlreadyExists)?;
     world.plugins.tell("main", "DEL", None)?;
-    wait::until("what is left to be undone", wait::LONG, || match ledger(node) {
-        Ok(entries) if entries.is_empty() => Ok(()),
+    wait::until("what is left to be undone", wait::LONG, || match node.cri().pods() {
+        Ok(pods) if pods.is_empty() => Ok(()),
         other => Err(format!("{other:?}")),
     })?;
-    ensure!(world.plugins.held()?.is_empty());
+    ensure!(ledger(node)?.is_empty() && world.plugins.held()?.is_empty());
     world.end(node)
+}
+
+/// A sandbox whose end has begun is NOTREADY, has no address and takes no container, whatever it still holds.
+fn unusable(node: &Node, pod: &Pod) -> Result<()> {
+    let status = node.cri().pod(&pod.id)?;
+    let address = status.network.as_ref().map(|network| network.ip.as_str()).unwrap_or_default();
+    ensure!(status.state() == cri::PodSandboxState::SandboxNotready && address.is_empty(), "{status:?}");
+    let config = container_config("late", "busybox", &["true"]);
+    let said = refused(node.cri().create(&pod.id, &config, &pod.config), Code::FailedPrecondition)?;
+    ensure!(said.contains("is not ready"), "{said}");
+    Ok(())
 }
 
 /// Everything that lives on a tmpfs goes, as with a reboot.

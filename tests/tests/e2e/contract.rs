@@ -32,6 +32,7 @@ pub(crate) const CASES: &[Case] = &[
         images: &["busybox"],
         run: wrong_states,
     },
+    Case { name: "unknown_modes_are_no_defaults", needs: &[], images: &["busybox"], run: unknown_modes },
     Case { name: "what_is_not_there_yet_is_unimplemented", needs: &[], images: &[], run: unimplemented },
     Case { name: "images_are_one_object_under_all_names", needs: &[], images: &["busybox"], run: images },
     Case {
@@ -280,6 +281,32 @@ fn wrong_states(node: &mut Node) -> Result<()> {
     cri.stop_pod(&pod.id)?;
     let late = cri.create(&pod.id, &container_config("late", "busybox", &["true"]), &pod.config);
     ensure!(late.is_err(), "created a container in a stopped sandbox");
+    node.end_pod(&pod)
+}
+
+/// A number that this CRI has no name for, and a name in the wrong place, are refused with the field; nothing is made.
+fn unknown_modes(node: &mut Node) -> Result<()> {
+    let pod = node.run_pod("modes")?;
+    let target = i32::from(cri::NamespaceMode::Target);
+    for (field, network, ipc, pid, policy) in [
+        ("namespace_options.network", target, 0, 0, 0),
+        ("namespace_options.network", 9, 0, 0, 0),
+        ("namespace_options.ipc", 0, target, 0, 0),
+        ("namespace_options.pid", 0, 0, 9, 0),
+        ("supplemental_groups_policy", 0, 0, 0, 7),
+    ] {
+        let mut config = container_config("c", "busybox", &["true"]);
+        let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+        security.namespace_options = Some(cri::NamespaceOption { network, ipc, pid, ..Default::default() });
+        security.supplemental_groups_policy = policy;
+        let said = refused(node.cri().create(&pod.id, &config, &pod.config), Code::InvalidArgument)?;
+        ensure!(said.contains(field), "{field}: {said}");
+    }
+    let mut config = container_config("c", "busybox", &["true"]);
+    config.image.get_or_insert_default().runtime_handler = "kata".to_owned();
+    let said = refused(node.cri().create(&pod.id, &config, &pod.config), Code::InvalidArgument)?;
+    ensure!(said.contains("image.runtime_handler \"kata\""), "{said}");
+    ensure!(node.cri().containers()?.iter().all(|one| one.pod_sandbox_id != pod.id), "left behind");
     node.end_pod(&pod)
 }
 

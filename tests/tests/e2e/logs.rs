@@ -22,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
         images: &["busybox"],
         run: complete,
     },
+    Case { name: "what_was_never_made_has_no_log", needs: &[], images: &["busybox"], run: unmade },
     Case { name: "a_log_path_stays_in_its_directory", needs: &[], images: &["busybox"], run: escape },
 ];
 
@@ -172,6 +173,24 @@ fn complete(node: &mut Node) -> Result<()> {
     node.wait_for_exit(&id)?;
     let log = read(node, &id)?;
     ensure!(log.len() == 20_000 && log[19_999].content == "line 19999", "{} lines", log.len());
+    node.end_pod(&pod)
+}
+
+/// Kubelet counts attempts by log files where it has nothing else.
+fn unmade(node: &mut Node) -> Result<()> {
+    let pod = node.run_pod("unmade")?;
+    let mut config = container_config("c", "busybox", &["true"]);
+    config.log_path = "c/0.log".to_owned();
+    // Found out by the child, after everything else was made.
+    config.working_dir = "/bin/busybox".to_owned();
+    let made = node.cri().create(&pod.id, &config, &pod.config);
+    ensure!(made.is_err(), "a program is a working directory");
+    let log = std::path::Path::new(&pod.config.log_directory).join("c/0.log");
+    ensure!(!log.exists() && node.cri().containers()?.iter().all(|one| one.pod_sandbox_id != pod.id));
+    config.working_dir = String::new();
+    let id = node.launch_as(&pod, &config)?;
+    node.wait_for_exit(&id)?;
+    ensure!(log.exists(), "no log");
     node.end_pod(&pod)
 }
 

@@ -87,10 +87,16 @@ fn recycled(node: &mut Node) -> Result<()> {
     let other = node.run_pod("other")?;
     let foreign = node.launch(&other, "c", "busybox", &["sleep", "3600"])?;
     let first = node.launch(&pod, "first", "busybox", &["sleep", "3600"])?;
-    for target in ["0".repeat(64).as_str(), &foreign, &pod.id, &first[..12], "1", "/proc/1"] {
+    for target in ["0".repeat(64).as_str(), &foreign, &pod.id, "g", "/proc/1"] {
         no_join(node, &pod, target, Code::NotFound)?;
     }
     no_join(node, &pod, "", Code::InvalidArgument)?;
+    // A prefix is as good as the id, as everywhere; what is shown is the id.
+    let short = node.launch_as(&pod, &joining("short", &first[..12])?)?;
+    ensure!(node.cri().shell(&short, "cat /proc/1/comm")? == "sleep\n");
+    let request = cri::ContainerStatusRequest { container_id: short, verbose: true };
+    let info = node.cri().container_status(request)?.info.remove("info").context("no info")?;
+    ensure!(info.contains(&format!("\"target_id\":\"{first}\"")), "{info}");
     // It waits for its start, and meanwhile its target ends.
     let waits = node.cri().create(&pod.id, &joining("waits", &first)?, &pod.config)?;
     let pid = node.cri().pid(&first)?;

@@ -143,14 +143,7 @@ fn environment(node: &mut Node) -> Result<()> {
             config.envs = vec![cri::KeyValue { key: key.to_owned(), value: value.to_vec() }];
             config
         };
-        for (key, value) in [
-            ("", &b"x"[..]),
-            ("A=B", b"x"),
-            ("A\0", b"x"),
-            ("A", b"x\0y"),
-            ("A", b"\xff\xfe"),
-            ("A", b"\xc3\x28"),
-        ] {
+        for (key, value) in [("", &b"x"[..]), ("A=B", b"x"), ("A\0", b"x"), ("A", b"x\0y")] {
             let reply = node.cri().create(&pod.id, &with(key, value), &pod.config);
             let message = refused(reply, Code::InvalidArgument)?;
             ensure!(message.contains("envs"), "{message}");
@@ -172,6 +165,18 @@ fn environment(node: &mut Node) -> Result<()> {
         node.wait_for_exit(&id)?;
         let said: Vec<_> = crate::logs::read(node, &id)?.into_iter().map(|line| line.content).collect();
         ensure!(said == ["10000".to_owned(), odd.len().to_string()], "{said:?}");
+
+        // Bytes that are no text, for the container and for what is executed in it.
+        let bytes = b"\xff\xfe=\xc3\x28\xef\xbf\xbd";
+        let show = ["sh", "-c", "printf %s \"$A\" | od -An -tx1; sleep 3600"];
+        let mut config = container_config("binary", "busybox", &show);
+        config.envs = vec![cri::KeyValue { key: "A".to_owned(), value: bytes.to_vec() }];
+        let id = node.launch_as(&pod, &config)?;
+        let said = crate::logs::wait_for_lines(node, &id, 1)?.remove(0).content;
+        let wanted = " ff fe 3d c3 28 ef bf bd";
+        ensure!(said == wanted, "{said:?}");
+        let said = node.cri().shell(&id, "printf %s \"$A\" | od -An -tx1")?;
+        ensure!(said.trim_end() == wanted, "{said:?}");
         node.end_pod(&pod)
     })
 }

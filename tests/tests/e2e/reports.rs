@@ -387,6 +387,13 @@ fn pod_resources(node: &mut Node) -> Result<()> {
         Code::NotFound,
     )?;
     let pod = node.run_pod("resized")?;
+    // Where scripts look for the network namespace.
+    let asked = cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: true };
+    let info = node.cri().pod_sandbox_status(asked)?.info.remove("info").context("no info")?;
+    let info: serde_json::Value = serde_json::from_str(&info)?;
+    let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().context("no namespaces")?;
+    let network = namespaces.iter().find(|one| one["type"] == "network").context("no network namespace")?;
+    ensure!(network["path"] == info["netNamespace"] && network["path"].is_string(), "{network}");
     ensure!(shown(node, &pod.id)? == [None, None]);
     node.cri().update_pod_sandbox_resources(request(&pod.id, Some(1000), Some(2000)))?;
     ensure!(shown(node, &pod.id)? == [Some(1000), Some(2000)]);

@@ -9,6 +9,9 @@ use crisp_tests::cri::container_config;
 use crisp_tests::node::{Node, Pod};
 use crisp_tests::{host, wait};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::case::Case;
 
 /// The tests of this file.
@@ -32,6 +35,12 @@ pub(crate) const CASES: &[Case] = &[
         run: many,
     },
     Case { name: "a_dead_monitor_is_noticed", needs: &[], images: &["busybox"], run: dead_monitor },
+    Case {
+        name: "a_monitor_that_is_silent_at_a_start_is_found_again",
+        needs: &[],
+        images: &["busybox"],
+        run: silent_monitor,
+    },
     Case {
         name: "a_pod_of_a_killed_daemon_can_be_taken_away",
         needs: &[],
@@ -249,7 +258,7 @@ fn dead_monitor(node: &mut Node) -> Result<()> {
     let healthy = node.run_pod("healthy")?;
     let other = node.launch(&healthy, "c", "busybox", &["sleep", "3600"])?;
     let monitor = monitor_of(node, node.cri().pid(&id)?)?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(monitor), nix::sys::signal::Signal::SIGKILL)?;
+    kill(Pid::from_raw(monitor), Signal::SIGKILL)?;
     // Nobody can tell any more how the container ends: it is reported as lost, never as well.
     let status = node.wait_for_exit(&id)?;
     ensure!(status.exit_code == 255 && status.reason == "Unknown", "{status:?}");
@@ -260,6 +269,35 @@ fn dead_monitor(node: &mut Node) -> Result<()> {
     ensure!(node.cri().exec(&other, &["true"])?.code == 0, "another pod suffers");
     node.end_pod(&pod)?;
     node.end_pod(&healthy)
+}
+
+fn silent_monitor(node: &mut Node) -> Result<()> {
+    let pod = node.run_pod("silent")?;
+    let [ends, lasts] = ["ends", "lasts"].map(|name| node.launch(&pod, name, "busybox", &["sleep", "3600"]));
+    let (ends, lasts) = (ends?, lasts?);
+    let half_removed = node.launch(&pod, "removed", "busybox", &["true"])?;
+    node.wait_for_exit(&half_removed)?;
+    let pid = node.cri().pid(&ends)?;
+    let monitor = Pid::from_raw(monitor_of(node, pid)?);
+    node.kill()?;
+    kill(monitor, Signal::SIGSTOP)?;
+    let seen = node.serve().and_then(|()| {
+        let running = node.cri().container(&lasts)?.state() == cri::ContainerState::ContainerRunning;
+        ensure!(running && node.cri().pod(&pod.id)?.state() == cri::PodSandboxState::SandboxReady);
+        // Neither is told to anybody before the monitor goes on.
+        node.cri().remove(&half_removed)?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        Ok(())
+    });
+    kill(monitor, Signal::SIGCONT)?;
+    seen?;
+    let status = node.wait_for_exit(&ends)?;
+    ensure!((status.exit_code, status.reason.as_str()) == (137, "Error"), "{status:?}");
+    // The pod is as good as any other.
+    ensure!(node.cri().exec(&lasts, &["echo", "served"])?.stdout == "served\n");
+    let late = node.launch(&pod, "late", "busybox", &["sh", "-c", "exit 4"])?;
+    ensure!(node.wait_for_exit(&late)?.exit_code == 4);
+    node.end_pod(&pod)
 }
 
 fn remove_after(node: &mut Node) -> Result<()> {

@@ -31,6 +31,7 @@ pub(crate) const CASES: &[Case] = &[
         images: &["busybox"],
         run: empty_cgroup,
     },
+    Case { name: "a_frozen_container_hears_its_stop_signal", needs: &[], images: &["busybox"], run: frozen },
     Case { name: "a_negative_timeout_is_refused", needs: &[], images: &["busybox"], run: negative },
     Case { name: "a_silent_monitor_holds_up_no_stop", needs: &[], images: &["busybox"], run: silent_monitor },
     Case {
@@ -129,6 +130,30 @@ fn negative(node: &mut Node) -> Result<()> {
     // The other end of the range is only long.
     let request = cri::ExecSyncRequest { container_id: id, cmd: vec!["true".to_owned()], timeout: i64::MAX };
     ensure!(node.cri().exec_sync(request)?.exit_code == 0);
+    node.end_pod(&pod)
+}
+
+fn frozen(node: &mut Node) -> Result<()> {
+    let pod = node.run_pod("frozen")?;
+    let parent = pod.config.linux.as_ref().context("linux")?.cgroup_parent.clone();
+    for below in [false, true] {
+        let line = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done";
+        let id = node.launch(&pod, &format!("c{below}"), "busybox", &["sh", "-c", line])?;
+        crate::logs::wait_for_lines(node, &id, 1)?;
+        let cgroup = node.cgroup(&parent).join(&id);
+        let frozen = if below { cgroup.join("below") } else { cgroup };
+        if below {
+            fs::create_dir(&frozen)?;
+            fs::write(frozen.join("cgroup.procs"), node.cri().pid(&id)?.to_string())?;
+        }
+        fs::write(frozen.join("cgroup.freeze"), "1")?;
+        wait::until_true("a frozen container", wait::LONG, || {
+            fs::read_to_string(frozen.join("cgroup.events")).is_ok_and(|text| text.contains("frozen 1"))
+        })?;
+        // Longer than this test waits for anything: it ends by its own hand.
+        node.cri().stop(&id, 3600)?;
+        ensure!(node.cri().container(&id)?.exit_code == 3, "{:?}", node.cri().container(&id)?);
+    }
     node.end_pod(&pod)
 }
 

@@ -82,6 +82,13 @@ impl ContainerLog {
         self.file.as_mut().map_or(Ok(()), LogFile::reopen)
     }
 
+    /// There will be no container: see [`LogFile::discard`].
+    pub(crate) fn discard(self) {
+        if let Some(file) = self.file {
+            file.discard();
+        }
+    }
+
     /// Lines that could not be written.
     pub(crate) fn dropped(&self) -> u64 {
         self.file.as_ref().map_or(0, LogFile::dropped)

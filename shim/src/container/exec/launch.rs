@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use super::PREFIX;
 use crate::{
+    convert::spec_arguments,
     error::{RequestError, Stage},
     id::Id,
     link::Link,
@@ -135,7 +136,10 @@ fn plan(record: &ContainerRecord, command: Vec<String>, terminal: bool) -> Resul
     process.set_args(Some(command)).set_terminal(Some(terminal));
     let seccomp = record.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let user = record.spec.linux().as_ref().map(oci::id_mappings).transpose().stage("plan")?.flatten();
-    let plan = oci::exec_plan(&process, seccomp, user.as_ref()).stage("plan")?;
+    let mut plan = oci::exec_plan(&process, seccomp, user.as_ref()).stage("plan")?;
+    if let Some(process) = &mut plan.process {
+        spec_arguments::restore_binary(&record.config, &mut process.env);
+    }
     memfd_create_sealed("plan", &prost::Message::encode_to_vec(&plan)).stage("plan")
 }
 

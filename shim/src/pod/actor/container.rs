@@ -21,7 +21,7 @@ use crate::{
         policy::{self, Verdict},
         teardown,
     },
-    record::{ContainerPhase, ContainerRecord, Exit, OomRecord},
+    record::{self, ContainerPhase, ContainerRecord, Exit, OomRecord},
     time::now_nanos,
 };
 
@@ -97,7 +97,7 @@ impl Actor {
         if let Some(exit) = early {
             self.container_exited(&exit);
         }
-        if answer.is_err() {
+        if answer.is_err() && !self.keep_half_made(id) {
             // What was queued behind a creation that failed has lost its object: the senders are dropped.
             self.containers.remove(id);
         }
@@ -105,6 +105,22 @@ impl Actor {
             let _ = reply.send(answer.clone());
         }
         self.next_container(id);
+    }
+
+    /// A container whose creation failed and that could not be undone has its record still, which goes last. It is kept,
+    /// as UNKNOWN and with its name taken, until somebody removes it.
+    fn keep_half_made(&self, id: &Id) -> bool {
+        let record = match record::read::<ContainerRecord>(&self.dir.container_record(id)) {
+            Ok(Some(record)) => ContainerRecord { phase: ContainerPhase::Creating, ..record },
+            Ok(None) => return false,
+            Err(error) => {
+                tracing::error!(container = %id, %error, "what is left of it cannot be listed");
+                return false;
+            }
+        };
+        self.node.adopt_container(id, &self.pod);
+        self.pod.lock().containers.insert(id.clone(), Arc::new(record));
+        true
     }
 
     pub(super) fn submit_container(&mut self, id: &Id, op: ContainerOp, reply: Reply) {
@@ -250,7 +266,7 @@ impl Actor {
     }
 
     /// A short-lived container's exit may be known before the reply to its start: the exit stands.
-    fn runs(&self, id: &Id, started_nanos: i64) -> Result<(), RequestError> {
+    pub(super) fn runs(&self, id: &Id, started_nanos: i64) -> Result<(), RequestError> {
         if let ContainerPhase::Exited(exit) = &self.pod.container(id)?.phase {
             if exit.started_nanos == 0 {
                 self.tell(id, ContainerStartedEvent);

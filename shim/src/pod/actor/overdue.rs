@@ -1,4 +1,4 @@
-//! What becomes of a Stop or Remove that has to wait behind something else: a creation, a start or an update that does
+//! What becomes of a Stop or Remove that has to wait behind something else: the making of the sandbox, a creation, a start or an update that does
 //! not end, as on dead storage, must not keep a container from being stopped.
 //!
 //! After [`PATIENCE`] the container's processes are ended beside what it is busy with, the stop signal and the grace
@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Actor, Command, ContainerOp, Done};
+use super::{Actor, Command, ContainerOp, Done, SandboxOp};
 use crate::{
     container::stop,
     error::{Class, RequestError},
@@ -22,6 +22,8 @@ use crate::{
 
 /// How long a Stop or Remove waits for its turn before the turn is ended.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a Stop or Remove waits for a sandbox that is being made.
+const BUILD_PATIENCE: Duration = Duration::from_secs(90);
 /// How long what was ended may take to come back.
 const END_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -79,6 +81,30 @@ impl Actor {
             let text = format!("container {} is {busy} and does not come to an end: {why}", id.short(12));
             Done::Stuck(id, turn, RequestError::new(Class::Unavailable, text))
         });
+    }
+
+    /// Somebody waits behind the making of the sandbox. Everything in that has an end but what the host itself is stuck
+    /// in, as a log directory on dead storage.
+    pub(super) fn watch_build(&self) {
+        let own = self.own.clone();
+        tokio::spawn(async move {
+            sleep(BUILD_PATIENCE).await;
+            // Nobody listens any more only when the pod is gone.
+            let _ = own.send(Command::BuildOverdue);
+        });
+    }
+
+    pub(super) fn build_overdue(&mut self) {
+        // A sandbox is made once: nothing later can be taken for it.
+        if self.sandbox.current != Some(SandboxOp::Run) {
+            return;
+        }
+        let text = format!("sandbox {} is being made and does not come to an end", self.pod.id.short(12));
+        let error = RequestError::new(Class::Unavailable, text);
+        tracing::error!(pod = %self.pod.id, %error, "stuck");
+        for (_, reply) in self.sandbox.queue.drain(..) {
+            let _ = reply.send(Err(error.clone()));
+        }
     }
 
     /// Tells those who wait behind a stuck turn; the turn goes on.

@@ -13,12 +13,13 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{Actor, ContainerOp, Done, Reply, SandboxOp};
 use crate::{
+    cni::debts::{self, Debt},
     container::stop,
     error::RequestError,
     link::Link,
     node::Node,
     pod::{
-        build::{self, BuildInput, Built},
+        build::{self, BuildInput, Built, Unbuilt},
         policy, teardown,
     },
     record::{ContainerPhase, ContainerRecord, SandboxPhase},
@@ -35,7 +36,12 @@ impl Actor {
     pub(super) fn submit_sandbox(&mut self, op: SandboxOp, reply: Reply) {
         match self.sandbox.current {
             Some(current) if current == op => self.sandbox.joined.push(reply),
-            Some(_) => self.sandbox.queue.push_back((op, reply)),
+            Some(current) => {
+                self.sandbox.queue.push_back((op, reply));
+                if current == SandboxOp::Run {
+                    self.watch_build();
+                }
+            }
             None => self.begin_sandbox(op, reply),
         }
     }
@@ -74,7 +80,12 @@ impl Actor {
         }
     }
 
-    pub(super) fn built(&mut self, result: Result<Box<Built>, RequestError>) {
+    pub(super) fn built(&mut self, result: Result<Box<Built>, Unbuilt>) {
+        let mut left = None;
+        let result = result.map_err(|unbuilt| {
+            left = unbuilt.left;
+            unbuilt.error
+        });
         let result = result.map(|built| {
             let Built { record, link, events } = *built;
             self.events = events;
@@ -85,6 +96,13 @@ impl Actor {
         if result.is_ok() {
             self.tell(&self.pod.id, ContainerCreatedEvent);
             self.tell(&self.pod.id, ContainerStartedEvent);
+        } else if let Some(record) = left {
+            // Its name stays taken: a client can see that there is something left, and stop and remove it. Nobody has
+            // to, though.
+            if let Err(error) = self.change_sandbox(|known| *known = (*record).clone()) {
+                tracing::error!(pod = %self.pod.id, %error, "not recorded");
+            }
+            debts::owe(&self.node, Debt::Sandbox(record));
         } else {
             // Everything is undone: the name is free before the callers hear of it, so that a retry finds it so.
             self.leave();
@@ -98,7 +116,19 @@ impl Actor {
         self.over = true;
     }
 
+    /// From here on the sandbox is NOTREADY and takes no container, however long it takes to give back what it holds.
+    fn mark_stopping(&self) {
+        if self.pod.sandbox().phase == SandboxPhase::Undoing {
+            return;
+        }
+        if let Err(error) = self.change_sandbox(|record| record.phase = SandboxPhase::Stopping) {
+            // The end itself is recorded, or the next daemon comes to the same conclusion.
+            tracing::error!(pod = %self.pod.id, %error, "its end is not recorded yet");
+        }
+    }
+
     fn begin_stop(&mut self) {
+        self.mark_stopping();
         let ids: Vec<_> = self.containers.keys().cloned().collect();
         let mut ends = Vec::new();
         for id in ids {
@@ -138,6 +168,7 @@ impl Actor {
                     ContainerPhase::Running { .. } => {
                         teardown::exit_without_monitor(&self.node, &self.dir, &record)
                     }
+                    // One that could not be undone is UNKNOWN until it is removed.
                     ContainerPhase::Creating | ContainerPhase::Exited(_) => continue,
                 };
                 self.end(&id, exit)?;

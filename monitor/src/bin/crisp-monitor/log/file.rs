@@ -6,9 +6,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
-use nix::unistd::{Whence, ftruncate, geteuid, lseek, write};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, Whence, ftruncate, geteuid, lseek, unlinkat, write};
 
 /// Why a log file cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,24 @@ impl LogFile {
         self.file = open_beneath(&self.directory, &self.name)?;
         self.torn = false;
         Ok(())
+    }
+
+    /// Removes the file, if nothing is in it and it is still the one of that name: a container that could not be made has
+    /// no log, from which kubelet would count one attempt more.
+    pub(crate) fn discard(self) {
+        let Ok(own) = fstat(&self.file) else { return };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(root) = open(&self.directory, flags, Mode::empty()) else { return };
+        let parent = self.name.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.map_or(Ok(root.try_clone().ok()), |parent| {
+            openat2(&root, parent, beneath(OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())).map(Some)
+        });
+        let (Ok(Some(parent)), Some(name)) = (parent, self.name.file_name()) else { return };
+        let Ok(found) = fstatat(&parent, name, AtFlags::AT_SYMLINK_NOFOLLOW) else { return };
+        if own.st_size == 0 && (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino) {
+            // One that cannot be removed is as empty as any.
+            let _ = unlinkat(&parent, name, UnlinkatFlags::NoRemoveDir);
+        }
     }
 
     /// Lines lost so far.
@@ -194,6 +212,24 @@ mod tests {
         assert_eq!((file.len(), file.permissions().mode() & 0o777), (0, 0o640));
         let parent = std::fs::metadata(dir.path().join("web/sub")).unwrap();
         assert_eq!(parent.permissions().mode() & 0o777, 0o755);
+    }
+
+    #[test]
+    fn a_log_without_a_container_is_removed_unless_something_is_in_it_or_it_is_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (name, path) = (Path::new("c/0.log"), dir.path().join("c/0.log"));
+        LogFile::open(dir.path(), name).unwrap().discard();
+        assert!(!path.exists() && dir.path().join("c").exists());
+        let mut log = LogFile::open(dir.path(), name).unwrap();
+        log.append(b"one\n");
+        log.discard();
+        assert_eq!(content(&path), "one\n");
+        std::fs::remove_file(&path).unwrap();
+        let log = LogFile::open(dir.path(), name).unwrap();
+        std::fs::rename(&path, dir.path().join("c/0.log.1")).unwrap();
+        std::fs::write(&path, "").unwrap();
+        log.discard();
+        assert!(path.exists());
     }
 
     #[test]

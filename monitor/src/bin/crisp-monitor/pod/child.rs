@@ -171,6 +171,7 @@ impl Pod {
         let code = life.end.map_or(0, |end| end.code);
         let oom = life.end.and_then(|end| end.oom);
         let failure = life.process.failure().cloned();
+        life.log.discard();
         if let Some(asker) = asker {
             self.refuse(
                 asker,

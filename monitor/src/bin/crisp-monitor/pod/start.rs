@@ -98,7 +98,6 @@ impl Pod {
             return Err(refuse(FailureKind::Invalid, "create: no root mount came along"));
         };
         let prepared = self.prepare(&plan, mounts)?;
-        let log = open_log(&call)?;
         let target = match pid_namespace {
             PidNamespace::Target => Some(self.find_target(&call.target)?),
             PidNamespace::Own | PidNamespace::Pod | PidNamespace::Host => None,
@@ -112,7 +111,14 @@ impl Pod {
         };
         let (stdio, pipes) = made.map_err(|error| sys_failure("stdio", &error))?;
         let input = Input { wanted: call.stdin, once: call.stdin_once, ending: false };
-        let child = self.launch(&prepared, (pid_namespace, target), cgroup.as_ref(), stdio)?;
+        let log = open_log(&call)?;
+        let child = match self.launch(&prepared, (pid_namespace, target), cgroup.as_ref(), stdio) {
+            Ok(child) => child,
+            Err(failure) => {
+                log.discard();
+                return Err(failure);
+            }
+        };
 
         let serial = self.serial();
         let process = self.watch_child(child, Kind::ContainerPid, Kind::ContainerReport, serial)?;
