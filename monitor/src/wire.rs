@@ -239,6 +239,8 @@ pub enum AttachEnd {
     Client = 1,
     /// It was cut off because it fell too far behind: the container does not wait for it.
     Slow = 2,
+    /// It was cut off because it did not take the rest of an ended container.
+    Stuck = 3,
 }
 
 /// The end of a [`Call::Attach`].

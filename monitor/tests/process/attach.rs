@@ -129,7 +129,42 @@ fn a_client_that_does_not_take_the_rest_of_an_ended_container_is_cut_off() {
     let mut stuck = daemon.attach("c1", "stuck", ALL);
     stuck.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     daemon.exited("c1");
-    assert_eq!(daemon.attach_ended("stuck"), AttachEnd::Slow);
+    assert_eq!(daemon.attach_ended("stuck"), AttachEnd::Stuck);
+}
+
+#[test]
+fn what_a_client_wrote_before_it_went_is_the_containers() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    // It reads nothing before there is nobody any more who could be waited for.
+    daemon.run(
+        "c1",
+        &Spec::sh("trap 'go=1' USR1; echo up; while [ -z $go ]; do sleep 0.05; done; wc -c")
+            .with_stdin_once(),
+    );
+    until("the container is ready", || !pod.log("c1").is_empty());
+    let mut client = daemon.attach("c1", "a1", ALL);
+    // As much as fits between the two without anybody's help.
+    client.stdin.as_mut().unwrap().write_all(&[b'x'; 100_000]).unwrap();
+    drop(client);
+    daemon.signal("c1", libc::SIGUSR1);
+    assert_eq!(daemon.attach_ended("a1"), AttachEnd::Client);
+    assert_eq!(daemon.exited("c1").code, 0);
+    assert_eq!(written(&pod.log("c1"), "stdout"), b"up\n100000\n");
+}
+
+#[test]
+fn clients_that_have_gone_keep_nobody_from_attaching() {
+    let pod = Pod::start();
+    let mut daemon = pod.daemon();
+    daemon.run("c1", &Spec::sh("exec sleep 1000").with_stdin());
+    let input = Streams { stdin: true, stdout: false, stderr: false };
+    for number in 0..100 {
+        let mut client = daemon.attach("c1", &format!("a{number}"), input);
+        client.stdin.as_mut().unwrap().write_all(&[b'x'; 50_000]).unwrap();
+    }
+    daemon.signal("c1", libc::SIGKILL);
+    daemon.exited("c1");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! The monitor copies what it reads for the log into a pipe, and cuts off a client that falls behind. Must not know:
 //! which transport it is.
 
-use std::{os::fd::AsFd, sync::Arc, time::Duration};
+use std::{os::fd::AsFd, pin::pin, sync::Arc, time::Duration};
 
 use crisp_monitor::wire::{Attach, AttachEnd, Call};
 use crisp_proto::runtime::v1 as cri;
@@ -35,6 +35,9 @@ pub(super) async fn run(
         Ok(None) => None,
         Ok(Some(AttachEnd::Slow)) => Some(Outcome::Failed(format!(
             "{stage}: cut off: the client has fallen 1 MiB behind the container's output"
+        ))),
+        Ok(Some(AttachEnd::Stuck)) => Some(Outcome::Failed(format!(
+            "{stage}: cut off: the container has ended, and the client does not take the rest of its output"
         ))),
         Ok(Some(AttachEnd::Container | AttachEnd::Client)) => Some(Outcome::Exit(0)),
         Err(error) => Some(Outcome::Failed(error.at(&stage).text)),
@@ -74,14 +77,21 @@ async fn session(
     drop(theirs);
     let window = if request.tty { Window::Container(link.clone(), container) } else { Window::Nobody };
     let input = stdin.map_or(Input::Nothing, Input::Pipe);
+    let mut input = pin!(pump::input(&mut client.receiver, &client.sender, &client.peer, input, &window));
     let ended = tokio::select! {
-        () = pump::input(&mut client.receiver, &client.sender, &client.peer, input, &window) => None,
-        end = to_the_end(stdout, stderr, &client.sender, end) => Some(end?),
+        () = &mut input => None,
+        end = to_the_end(stdout, stderr, &client.sender, end) => end?,
     };
+    if ended.is_none() {
+        // The client has gone, which its output may have told before all that it had sent was read.
+        let _ = timeout(LAST_INPUT, input).await;
+    }
     drop(attached);
-    Ok(ended.flatten())
+    Ok(ended)
 }
 
+/// How long the container may take to take what a client had sent before it went.
+const LAST_INPUT: Duration = Duration::from_secs(10);
 /// How long a client that has been cut off may take for what was on its way to it.
 const REST: Duration = Duration::from_secs(60);
 
@@ -98,15 +108,15 @@ async fn to_the_end(
         None => Ok(()),
     };
     let gone = |_| RequestError::new(Class::Unavailable, "the pod's monitor is gone");
-    let mut copied = std::pin::pin!(async {
-        tokio::try_join!(one(stdout, Channel::Stdout), one(stderr, Channel::Stderr))
-    });
+    let mut copied =
+        pin!(async { tokio::try_join!(one(stdout, Channel::Stdout), one(stderr, Channel::Stderr)) });
     let (sent, end) = tokio::select! {
         biased;
         sent = &mut copied => (sent.is_ok(), end.await.map_err(gone)?),
         end = &mut end => {
+            // One that is still not done by then is told at least why nothing follows.
             let rest = timeout(REST, copied).await;
-            (rest.is_ok_and(|sent| sent.is_ok()), end.map_err(gone)?)
+            (!rest.is_ok_and(|sent| sent.is_err()), end.map_err(gone)?)
         }
     };
     Ok(sent.then_some(end))

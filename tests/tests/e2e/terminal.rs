@@ -4,15 +4,23 @@ use anyhow::{Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::container_config;
 use crisp_tests::node::{Node, Pod};
+use crisp_tests::streaming::WebSocket;
 
 use crate::case::Case;
 use crate::logs;
+use crate::streaming::attach_url;
 
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
     Case { name: "a_terminal_is_all_of_its_streams", needs: &[], images: &["busybox"], run: terminal },
     Case { name: "a_terminal_belongs_to_its_user", needs: &[], images: &["busybox"], run: user },
     Case { name: "standard_input_stays_open_only_on_demand", needs: &[], images: &["busybox"], run: input },
+    Case {
+        name: "e05_what_a_client_sent_before_it_left_arrives",
+        needs: &[],
+        images: &["busybox"],
+        run: leaves,
+    },
 ];
 
 fn launch(node: &Node, pod: &Pod, config: &cri::ContainerConfig) -> Result<String> {
@@ -53,6 +61,32 @@ fn user(node: &mut Node) -> Result<()> {
     ensure!(node.wait_for_exit(&id)?.exit_code == 0, "{:?}", logs::read(node, &id)?);
     let said: Vec<_> = logs::read(node, &id)?.into_iter().map(|line| line.content).collect();
     ensure!(said == ["opened", "1234 5 620"], "{said:?}");
+    node.end_pod(&pod)
+}
+
+/// A client that leaves without a word: the container has all that it had sent, and then the end.
+fn leaves(node: &mut Node) -> Result<()> {
+    const SENT: usize = 50_000;
+    let pod = node.run_pod("leaves")?;
+    for round in 0..20 {
+        // It reads only when it is told to, so that all of it is on its way when the client leaves.
+        let script = "trap go=1 USR1; echo up; while [ -z $go ]; do sleep 0.05; done; wc -c";
+        let config = cri::ContainerConfig {
+            stdin: true,
+            stdin_once: true,
+            ..container_config(&format!("c{round}"), "busybox", &["sh", "-c", script])
+        };
+        let id = launch(node, &pod, &config)?;
+        logs::wait_for_lines(node, &id, 1)?;
+        let mut client = WebSocket::open(&attach_url(node, &id, true, false)?, "v5.channel.k8s.io")?;
+        client.send(0, &[b'x'; SENT])?;
+        drop(client);
+        let pid = node.cri().pid(&id)?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGUSR1)?;
+        ensure!(node.wait_for_exit(&id)?.exit_code == 0);
+        let said: Vec<_> = logs::read(node, &id)?.into_iter().map(|line| line.content).collect();
+        ensure!(said == ["up".to_owned(), SENT.to_string()], "round {round}: {said:?}");
+    }
     node.end_pod(&pod)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The container never waits for a client: what one does not take at once waits for it, up to [`BEHIND_MAX`]. One that
 //! falls further behind is cut off, and so is one that does not take the rest of an ended container for [`STUCK_LIMIT`].
+//! What a client has written before it went is the container's: it is passed on when there is nobody to copy to any more.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use crisp_monitor::wire::{Attach, AttachEnd, AttachEnded, Body, Failure, FailureKind, Resize};
 use crisp_sys::poll::{Event, Interest};
 use crisp_sys::{fd, terminal};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::request::{Answer, Served, wrong_phase};
 use super::start::check_name;
@@ -24,7 +26,9 @@ const CLIENTS_MAX: usize = 64;
 /// How much may wait for a client, bytes of each of its streams.
 const BEHIND_MAX: usize = 1 << 20;
 /// How long a client may leave the rest of an ended container unread.
-const STUCK_LIMIT: Duration = Duration::from_secs(5);
+const STUCK_LIMIT: Duration = Duration::from_secs(20);
+/// The same when the pod is to end, and waits for it.
+const STUCK_LIMIT_AT_END: Duration = Duration::from_secs(5);
 
 impl Pod {
     pub(super) fn attach(&mut self, call: Attach, fds: Vec<OwnedFd>) -> Served {
@@ -33,7 +37,7 @@ impl Pod {
         if self.attachments.values().any(|one| one.name == call.attach) {
             return Err(refuse(FailureKind::Exists, format!("attach {}: attached already", call.attach)));
         }
-        if self.attachments.len() >= CLIENTS_MAX {
+        if self.attachments.len() >= CLIENTS_MAX && !self.make_room_for_a_client() {
             let text = format!("attach: the pod has {CLIENTS_MAX} attached clients already");
             return Err(refuse(FailureKind::Precondition, text));
         }
@@ -140,10 +144,24 @@ impl Pod {
         let Some(one) = self.attachments.get_mut(&serial) else { return };
         let Some(outlet) = one.outlet(stream).take() else { return };
         let _ = self.poll.remove(&outlet);
-        if one.outlets().next().is_none() {
-            let end = if one.over { AttachEnd::Container } else { AttachEnd::Client };
-            self.end_client(serial, end);
+        if one.outlets().next().is_some() {
+            return;
         }
+        match (one.over, &one.stdin) {
+            (true, _) => self.end_client(serial, AttachEnd::Container),
+            (false, None) => self.end_client(serial, AttachEnd::Client),
+            // Its end comes with that of what it has written, which may wait for the container still.
+            (false, Some(_)) => {}
+        }
+    }
+
+    /// Forgets the oldest client that has gone and only waits for its container to take what it has written.
+    fn make_room_for_a_client(&mut self) -> bool {
+        let left = |one: &Attachment| {
+            one.outlets().next().is_none() && one.stdin.as_ref().is_some_and(has_no_writer)
+        };
+        let found = self.attachments.iter().find(|(_, one)| left(one)).map(|(serial, _)| *serial);
+        found.inspect(|serial| self.end_client(*serial, AttachEnd::Client)).is_some()
     }
 
     /// The container has written its last: who got it all is done.
@@ -191,18 +209,22 @@ impl Pod {
     /// When the first client that does not take the rest will be cut off.
     pub(super) fn first_stuck(&self) -> Option<Instant> {
         let outlets = self.attachments.values().filter(|one| one.over).flat_map(Attachment::outlets);
-        outlets.filter_map(Outlet::stuck_since).min().map(|since| since + STUCK_LIMIT)
+        outlets.filter_map(Outlet::stuck_since).min().map(|since| since + self.stuck_limit())
+    }
+
+    fn stuck_limit(&self) -> Duration {
+        if self.ending.is_some() { STUCK_LIMIT_AT_END } else { STUCK_LIMIT }
     }
 
     pub(super) fn cut_off_stuck_clients(&mut self) {
-        let now = Instant::now();
+        let (now, limit) = (Instant::now(), self.stuck_limit());
         let stuck = |one: &Attachment| {
-            one.over && one.outlets().filter_map(Outlet::stuck_since).any(|since| since + STUCK_LIMIT <= now)
+            one.over && one.outlets().filter_map(Outlet::stuck_since).any(|since| since + limit <= now)
         };
         let clients: Vec<u64> =
             self.attachments.iter().filter(|(_, one)| stuck(one)).map(|(serial, _)| *serial).collect();
         for serial in clients {
-            self.end_client(serial, AttachEnd::Slow);
+            self.end_client(serial, AttachEnd::Stuck);
         }
     }
 }
@@ -212,6 +234,13 @@ fn kind(stream: Stream) -> Kind {
         Stream::Stdout => Kind::AttachStdout,
         Stream::Stderr => Kind::AttachStderr,
     }
+}
+
+/// Whether nobody can write to a pipe any more; something may be in it still.
+fn has_no_writer(pipe: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(pipe.as_fd(), PollFlags::empty())];
+    let told = poll(&mut asked, PollTimeout::ZERO).is_ok();
+    told && asked[0].revents().is_some_and(|told| told.contains(PollFlags::POLLHUP))
 }
 
 fn check(call: &Attach, container: &Container) -> Result<(), Failure> {
