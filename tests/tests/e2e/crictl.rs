@@ -137,6 +137,9 @@ fn images(node: &mut Node) -> Result<()> {
 }
 
 fn node_info(node: &mut Node) -> Result<()> {
+    // All of this file is a promise about this version, and CRISP_CRICTL may name any other.
+    let client = crictl(node, &["--version"])?;
+    ensure!(client.starts_with("crictl version v1.36."), "these tests are about crictl 1.36: {client}");
     let info = crictl_json(node, &["info"])?;
     let conditions = info["status"]["conditions"].as_array().context("no conditions")?;
     for kind in ["RuntimeReady", "NetworkReady"] {

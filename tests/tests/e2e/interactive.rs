@@ -56,7 +56,7 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
-/// A shell is used as by a person: typed, resized, interrupted, left with `exit 7`.
+/// A shell is used as by a person: typed, resized, interrupted. How it is left is the caller's.
 fn use_shell(node: &Node, id: &str, terminal: &mut Terminal) -> Result<()> {
     // The line is shown as it is typed: what is waited for must not stand in it.
     terminal.press(b"echo 'h'ello\n")?;
@@ -74,6 +74,25 @@ fn use_shell(node: &Node, id: &str, terminal: &mut Terminal) -> Result<()> {
     terminal.wait_for("code 130\r\n")
 }
 
+/// Leaves crictl's shell with 42, a number that nobody has typed: what names it is crictl itself.
+fn leave_with_42(terminal: &mut Terminal) -> Result<()> {
+    terminal.press(b"exit $((40+2))\n")?;
+    terminal.wait_for("command terminated with exit code 42")?;
+    let status = terminal.wait()?;
+    ensure!(status.code().is_some_and(|code| code != 0), "{status}: {}", terminal.seen());
+    Ok(())
+}
+
+/// Ends a shell by the end of its input.
+fn leave_by_ctrl_d(terminal: &mut Terminal) -> Result<()> {
+    terminal.press(b"echo 'h'ello\n")?;
+    terminal.wait_for("hello\r\n")?;
+    terminal.press(b"\x04")?;
+    let status = terminal.wait()?;
+    ensure!(status.success(), "{status}: {}", terminal.seen());
+    Ok(())
+}
+
 fn crictl(node: &Node, arguments: &[&str]) -> Command {
     node.crictl_command(arguments)
 }
@@ -82,16 +101,10 @@ fn crictl_exec(node: &mut Node) -> Result<()> {
     let (pod, id) = sleeper(node, "crictl-exec")?;
     let mut terminal = Terminal::start(&crictl(node, &["exec", "-i", "-t", &id, "sh"]), 90, 30)?;
     use_shell(node, &id, &mut terminal)?;
-    terminal.press(b"exit 7\n")?;
-    let status = terminal.wait()?;
-    ensure!(!status.success() && terminal.seen().contains('7'), "{status}: {}", terminal.seen());
+    leave_with_42(&mut terminal)?;
     // Ctrl-D ends a shell in which all went well.
     let mut terminal = Terminal::start(&crictl(node, &["exec", "-i", "-t", &id, "sh"]), 90, 30)?;
-    terminal.press(b"echo 'h'ello\n")?;
-    terminal.wait_for("hello\r\n")?;
-    terminal.press(b"\x04")?;
-    let status = terminal.wait()?;
-    ensure!(status.success(), "{status}: {}", terminal.seen());
+    leave_by_ctrl_d(&mut terminal)?;
     let said = command::run(&mut crictl(node, &["exec", &id, "sh", "-c", "echo out; echo err >&2"]))?;
     ensure!(said.status.success() && said.stdout == "out\n" && said.stderr.contains("err"), "{said}");
     wait_until_alone(node, &id)?;
@@ -103,8 +116,9 @@ fn crictl_websocket(node: &mut Node) -> Result<()> {
     let arguments = ["exec", "--transport", "websocket", "-i", "-t", &id, "sh"];
     let mut terminal = Terminal::start(&crictl(node, &arguments), 90, 30)?;
     use_shell(node, &id, &mut terminal)?;
-    terminal.press(b"exit 7\n")?;
-    ensure!(!terminal.wait()?.success(), "{}", terminal.seen());
+    leave_with_42(&mut terminal)?;
+    let mut terminal = Terminal::start(&crictl(node, &arguments), 90, 30)?;
+    leave_by_ctrl_d(&mut terminal)?;
     let said = command::run(&mut crictl(node, &["exec", "--transport", "websocket", &id, "echo", "out"]))?;
     ensure!(said.status.success() && said.stdout == "out\n", "{said}");
     node.end_pod(&pod)
@@ -112,14 +126,24 @@ fn crictl_websocket(node: &mut Node) -> Result<()> {
 
 fn crictl_attach(node: &mut Node) -> Result<()> {
     let pod = node.run_pod("crictl-attach")?;
-    let config = cri::ContainerConfig { stdin: true, tty: true, ..container_config("c", "busybox", &["sh"]) };
-    let id = node.launch_as(&pod, &config)?;
-    let mut terminal = Terminal::start(&crictl(node, &["attach", "-i", "-t", &id]), 90, 30)?;
-    use_shell(node, &id, &mut terminal)?;
-    terminal.press(b"exit 5\n")?;
-    let status = terminal.wait()?;
-    ensure!(status.success(), "{status}: {}", terminal.seen());
-    ensure!(node.wait_for_exit(&id)?.exit_code == 5);
+    for transport in ["spdy", "websocket"] {
+        let shell = |name: &str| {
+            let config = container_config(&format!("{name}-{transport}"), "busybox", &["sh"]);
+            node.launch_as(&pod, &cri::ContainerConfig { stdin: true, tty: true, ..config })
+        };
+        let attached = |id: &str| crictl(node, &["attach", "--transport", transport, "--stdin", "--tty", id]);
+        let id = shell("exit")?;
+        let mut terminal = Terminal::start(&attached(&id), 90, 30)?;
+        use_shell(node, &id, &mut terminal)?;
+        terminal.press(b"exit $((2+3))\n")?;
+        let status = terminal.wait()?;
+        ensure!(status.success(), "{status}: {}", terminal.seen());
+        ensure!(node.wait_for_exit(&id)?.exit_code == 5);
+        let id = shell("ctrl-d")?;
+        let mut terminal = Terminal::start(&attached(&id), 90, 30)?;
+        leave_by_ctrl_d(&mut terminal)?;
+        ensure!(node.wait_for_exit(&id)?.exit_code == 0);
+    }
     node.end_pod(&pod)
 }
 
@@ -127,29 +151,41 @@ fn crictl_forward(node: &mut Node) -> Result<()> {
     let pod = node.run_pod("crictl-forward")?;
     for transport in ["spdy", "websocket"] {
         let server = digests(listen(node, &pod, LOOPBACK[0], 8080)?, 2);
-        let mut command = crictl(node, &["port-forward", "--transport", transport, &pod.id, ":8080"]);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        // Held to the end: it tells of each connection, and would be killed by the telling.
-        let mut said = BufReader::new(child.stdout.take().context("no stdout")?);
-        said.read_line(&mut line)?;
-        let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next());
-        let address = address.with_context(|| format!("{transport}: {line:?}"))?.to_owned();
-        for text in ["hello", "again"] {
-            let mut socket = TcpStream::connect(&address).with_context(|| format!("{transport} {text}"))?;
-            socket.set_read_timeout(Some(wait::LONG))?;
-            let stage = |what| format!("{what} {text:?}, {transport}");
-            socket.write_all(text.as_bytes()).with_context(|| stage("send"))?;
-            socket.shutdown(Shutdown::Write)?;
-            let mut answer = String::new();
-            socket.read_to_string(&mut answer).with_context(|| stage("answer to"))?;
-            ensure!(answer == hex(&Sha256::digest(text)), "{transport}: {answer:?}");
+        let command = crictl(node, &["port-forward", "--transport", transport, &pod.id, ":8080"]);
+        let mut terminal = Terminal::start(&command, 90, 30)?;
+        let address = forwarded(&mut terminal)?;
+        for text in ["hello".to_owned(), "again".repeat(1 << 20)] {
+            let stage = |what| format!("{what} {} bytes, {transport}", text.len());
+            let answer = digest_from(&address, text.as_bytes()).with_context(|| stage("the answer to"))?;
+            ensure!(answer == hex(&Sha256::digest(&text)), "{}: {answer:?}", stage("the answer to"));
         }
         joined(server)?;
-        child.kill()?;
-        child.wait()?;
+        terminal.press(b"\x03")?;
+        let status = terminal.wait()?;
+        ensure!(status.success(), "{transport}: {status}: {}", terminal.seen());
+        ensure!(TcpStream::connect(&address).is_err(), "{transport}: somebody listens at {address} still");
     }
     node.end_pod(&pod)
+}
+
+/// Where a program that forwards one port listens, by its own words.
+fn forwarded(terminal: &mut Terminal) -> Result<String> {
+    terminal.wait_for("Forwarding from ")?;
+    terminal.wait_for(" -> ")?;
+    let seen = terminal.seen();
+    let address = seen.split_once("Forwarding from ").and_then(|(_, rest)| rest.split(' ').next());
+    Ok(address.with_context(|| seen.clone())?.to_owned())
+}
+
+/// What a server of digests at `address` answers to `bytes`.
+fn digest_from(address: &str, bytes: &[u8]) -> Result<String> {
+    let mut socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(wait::LONG))?;
+    socket.write_all(bytes)?;
+    socket.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 fn crisp(node: &Node, arguments: &[&str]) -> Command {
@@ -162,7 +198,7 @@ fn crisp_exec(node: &mut Node) -> Result<()> {
     let (pod, id) = sleeper(node, "crisp-exec")?;
     let mut terminal = Terminal::start(&crisp(node, &["exec", "-it", "crisp-exec", "sh"]), 90, 30)?;
     use_shell(node, &id, &mut terminal)?;
-    terminal.press(b"exit 7\n")?;
+    terminal.press(b"exit $((3+4))\n")?;
     let status = terminal.wait()?;
     ensure!(status.code() == Some(7), "{status}: {}", terminal.seen());
     // Without one, both streams are apart, and a size is nobody's.
