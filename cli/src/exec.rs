@@ -78,7 +78,6 @@ pub(crate) fn exit_code(end: End) -> ExitCode {
     match end {
         End::Exit(code) => u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from),
         End::Detached => ExitCode::SUCCESS,
-        End::Signal(number) => u8::try_from(128 + number).map_or(ExitCode::FAILURE, ExitCode::from),
     }
 }
 

@@ -33,6 +33,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use stream::terminal::unless_asked_to_end;
+
 /// Runs pods: a container runtime for Kubernetes nodes, and the commands to use it without a cluster.
 #[derive(Debug, Parser)]
 #[command(name = "crisp", version, max_term_width = 100)]
@@ -114,9 +116,11 @@ async fn client(endpoint: &str, command: Command) -> Result<ExitCode> {
         Command::Play(arguments) => Box::pin(play::run(endpoint, arguments)).await,
         Command::Ps(arguments) => ps::run(endpoint, arguments).await.map(done),
         Command::Logs(arguments) => logs::run(endpoint, arguments).await.map(done),
-        Command::Exec(arguments) => Box::pin(exec::run(endpoint, arguments)).await,
-        Command::Attach(arguments) => Box::pin(attach::run(endpoint, arguments)).await,
-        Command::PortForward(arguments) => Box::pin(port_forward::run(endpoint, arguments)).await,
+        Command::Exec(arguments) => unless_asked_to_end(Box::pin(exec::run(endpoint, arguments))).await,
+        Command::Attach(arguments) => unless_asked_to_end(Box::pin(attach::run(endpoint, arguments))).await,
+        Command::PortForward(arguments) => {
+            unless_asked_to_end(Box::pin(port_forward::run(endpoint, arguments))).await
+        }
         Command::Inspect(arguments) => inspect::run(endpoint, arguments).await.map(done),
         Command::Netns(command) => netns::run(endpoint, command).await,
         Command::Rm(arguments) => rm::run(endpoint, arguments).await.map(done),

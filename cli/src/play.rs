@@ -151,7 +151,12 @@ async fn play(
     report: &Report,
 ) -> Result<u8> {
     let title = format!("{}/{}", pod.namespace(), pod.metadata.name);
-    if let Some(there) = sandboxes(clients, pod).await?.first() {
+    let mut asked = interrupts.clone();
+    let there = tokio::select! {
+        there = sandboxes(clients, pod) => there?,
+        () = interrupted(&mut asked, 0) => return Ok(INTERRUPTED),
+    };
+    if let Some(there) = there.first() {
         let file = arguments.file.display();
         bail!(
             "pod {title} is there already ({}); crisp play --down {file} removes it",

@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     endpoint::{Asked, Clients},
-    stream::{forward, terminal},
+    stream::forward,
     target,
 };
 
@@ -56,7 +56,6 @@ impl FromStr for Ports {
 }
 
 pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode> {
-    let asked_to_end = terminal::asked_to_end()?;
     let clients = Clients::connect(endpoint).await?;
     let pod = target::pod(&clients, &arguments.pod).await?;
     let mut tasks = JoinSet::new();
@@ -69,9 +68,9 @@ pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode
             tasks.spawn(serve(listener, clients.clone(), pod.id.clone(), ports.remote));
         }
     }
-    tokio::select! {
-        number = asked_to_end => Ok(ExitCode::from(u8::try_from(128 + number).unwrap_or(1))),
-        Some(ended) = tasks.join_next() => ended?.map(|()| ExitCode::SUCCESS),
+    match tasks.join_next().await {
+        Some(ended) => ended?.map(|()| ExitCode::SUCCESS),
+        None => Ok(ExitCode::SUCCESS),
     }
 }
 

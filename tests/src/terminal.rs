@@ -11,7 +11,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{Action, Winsize, tcflow, tcgetattr, tcsetwinsize};
 
 use crate::command;
 use crate::wait;
@@ -75,6 +75,14 @@ impl Terminal {
     /// The terminal is gone.
     pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
         resize(&self.master, columns, rows)
+    }
+
+    /// Ctrl-S as it is meant: what programs write has to wait, whatever they have made of the keys.
+    ///
+    /// # Errors
+    /// The terminal is gone.
+    pub fn stop_output(&self) -> Result<()> {
+        tcflow(&self.slave, Action::OOff).context("stop the output")
     }
 
     /// Everything that has been seen.

@@ -2,10 +2,7 @@
 //!
 //! Kubernetes' remotecommand over WebSocket. Must not know: which call has opened it.
 
-use std::{
-    io::{Write, stderr, stdout},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use crisp_shim::stream::{
@@ -14,7 +11,7 @@ use crisp_shim::stream::{
 };
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, stdin},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, stderr, stdin, stdout},
     net::tcp::{OwnedReadHalf, OwnedWriteHalf},
     signal::unix::{SignalKind, signal},
     sync::Mutex,
@@ -49,16 +46,13 @@ pub(crate) enum End {
     Exit(i32),
     /// The detach keys were typed.
     Detached,
-    /// This program was asked to end, by this signal.
-    Signal(i32),
 }
 
-/// Carries the session at `url` to its end.
+/// Carries the session at `url` to its end. Given up half-way, it leaves the terminal as it was.
 ///
 /// # Errors
 /// The connection breaks; the runtime says that something went wrong.
 pub(crate) async fn run(url: &str, options: Options) -> Result<End> {
-    let asked_to_end = terminal::asked_to_end()?;
     let key: [u8; 16] = random()?;
     let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key);
     let protocols = format!("{V5}, {V4}");
@@ -85,7 +79,6 @@ pub(crate) async fn run(url: &str, options: Options) -> Result<End> {
         end = output(read, upgraded.rest, &write) => end,
         end = input(&write, options, closes) => end,
         end = sizes(&write, tty) => end,
-        number = asked_to_end => Ok(End::Signal(number)),
     };
     drop(raw);
     end
@@ -140,8 +133,8 @@ async fn output(mut read: OwnedReadHalf, rest: Vec<u8>, write: &Writer) -> Resul
                     (channel, bytes) = (Some(*number), rest);
                 }
                 match channel {
-                    Some(STDOUT) => print(&mut stdout().lock(), bytes)?,
-                    Some(STDERR) => print(&mut stderr().lock(), bytes)?,
+                    Some(STDOUT) => print(stdout(), bytes).await.context("write to standard output")?,
+                    Some(STDERR) => print(stderr(), bytes).await.context("write to standard error")?,
                     Some(ERROR) if result.len() + bytes.len() <= RESULT_BYTES => {
                         result.extend_from_slice(bytes)
                     }
@@ -164,9 +157,10 @@ async fn output(mut read: OwnedReadHalf, rest: Vec<u8>, write: &Writer) -> Resul
     }
 }
 
-fn print(to: &mut impl Write, bytes: &[u8]) -> Result<()> {
-    to.write_all(bytes)?;
-    Ok(to.flush()?)
+/// Writes on a thread of its own: output that nobody takes must not keep a signal from being heard.
+async fn print(mut to: impl AsyncWrite + Unpin, bytes: &[u8]) -> Result<()> {
+    to.write_all(bytes).await?;
+    Ok(to.flush().await?)
 }
 
 /// What the result says.

@@ -2,7 +2,10 @@
 //!
 //! Must not know: what is typed.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result};
 use rustix::{
@@ -40,7 +43,7 @@ impl Raw {
         // From here on whatever happens restores.
         let guard = Self(());
         // What was typed ahead is meant for the session: no flush.
-        tcsetattr(stdin(), OptionalActions::Drain, &raw).context("make the terminal raw")?;
+        tcsetattr(stdin(), OptionalActions::Now, &raw).context("make the terminal raw")?;
         Ok(Some(guard))
     }
 }
@@ -54,7 +57,8 @@ impl Drop for Raw {
 fn restore() {
     let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(before) = before {
-        let _ = tcsetattr(stdin(), OptionalActions::Drain, &before);
+        // Not once all output is written: where nobody takes it that would be never.
+        let _ = tcsetattr(stdin(), OptionalActions::Now, &before);
     }
 }
 
@@ -64,21 +68,22 @@ pub(crate) fn size() -> Option<(u16, u16)> {
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
-/// Completes with the first signal that asks this program to end; its number.
+/// Does `work`, from its first step on only until this program is asked to end: the exit code is then the signal's, as
+/// shells have it.
 ///
 /// # Errors
-/// A signal cannot be caught.
-pub(crate) fn asked_to_end() -> Result<impl Future<Output = i32>> {
+/// The work's own; a signal cannot be caught.
+pub(crate) async fn unless_asked_to_end(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut quit = signal(SignalKind::quit())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
-            _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
-            _ = hang_up.recv() => SignalKind::hangup().as_raw_value(),
-            _ = quit.recv() => SignalKind::quit().as_raw_value(),
-        }
-    })
+    let kind = tokio::select! {
+        done = work => return done,
+        _ = terminate.recv() => SignalKind::terminate(),
+        _ = interrupt.recv() => SignalKind::interrupt(),
+        _ = hang_up.recv() => SignalKind::hangup(),
+        _ = quit.recv() => SignalKind::quit(),
+    };
+    Ok(u8::try_from(128 + kind.as_raw_value()).map_or(ExitCode::FAILURE, ExitCode::from))
 }

@@ -43,12 +43,6 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "crisp_exec_at_a_terminal", needs: &[], images: &["busybox"], run: crisp_exec },
     Case { name: "crisp_exec_in_a_pipeline", needs: &[], images: &["busybox"], run: crisp_pipeline },
     Case {
-        name: "crisp_restores_the_terminal_on_every_way_out",
-        needs: &[],
-        images: &["busybox"],
-        run: restored,
-    },
-    Case {
         name: "e05_detach_keys_leave_the_container_running",
         needs: &[],
         images: &["busybox"],
@@ -188,7 +182,7 @@ fn digest_from(address: &str, bytes: &[u8]) -> Result<String> {
     Ok(answer)
 }
 
-fn crisp(node: &Node, arguments: &[&str]) -> Command {
+pub(crate) fn crisp(node: &Node, arguments: &[&str]) -> Command {
     let mut command = node.crisp_command();
     command.args(arguments);
     command
@@ -233,40 +227,6 @@ fn crisp_pipeline(node: &mut Node) -> Result<()> {
     command::run(Command::new("kill").args(["-INT", &child.id().to_string()]))?.ok()?;
     ensure!(child.wait()?.code() == Some(130));
     wait_until_alone(node, &id)?;
-    node.end_pod(&pod)
-}
-
-fn restored(node: &mut Node) -> Result<()> {
-    let (pod, id) = sleeper(node, "restored")?;
-    let ways = ["the command ends", "a signal", "the container ends", "the daemon is killed"];
-    for way in ways {
-        let probe = Terminal::start(&Command::new("true"), 90, 30)?;
-        let fresh = probe.settings()?;
-        let mut terminal = Terminal::start(&crisp(node, &["exec", "-it", "restored", "sh"]), 90, 30)?;
-        terminal.press(b"echo 'h'ello\n")?;
-        terminal.wait_for("hello\r\n")?;
-        ensure!(terminal.settings()? != fresh, "the terminal is not raw");
-        match way {
-            "the command ends" => terminal.press(b"\x04")?,
-            "a signal" => {
-                command::run(Command::new("kill").args(["-TERM", &terminal.pid()?]))?.ok()?;
-            }
-            "the container ends" => node.cri().stop(&id, 0)?,
-            _ => node.kill()?,
-        }
-        let status = terminal.wait()?;
-        ensure!(terminal.settings()? == fresh, "{way}: the terminal stays raw");
-        match way {
-            "the command ends" => ensure!(status.success(), "{status}: {}", terminal.seen()),
-            "a signal" => ensure!(status.code() == Some(143), "{status}: {}", terminal.seen()),
-            _ => ensure!(!status.success(), "{status}: {}", terminal.seen()),
-        }
-        if way == "the container ends" {
-            let config = container_config("again", "busybox", &["sleep", "3600"]);
-            node.launch_as(&pod, &config)?;
-        }
-    }
-    node.serve()?;
     node.end_pod(&pod)
 }
 

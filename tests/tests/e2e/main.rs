@@ -76,6 +76,7 @@ mod untouched;
 mod userns;
 mod userns_refused;
 mod volumes;
+mod ways_out;
 
 use std::process::ExitCode;
 
@@ -142,6 +143,7 @@ fn main() -> ExitCode {
         host_reach::CASES,
         pod_fields::CASES,
         volumes::CASES,
+        ways_out::CASES,
         terminal::CASES,
         races::CASES,
         planted::CASES,
