@@ -1,13 +1,16 @@
 //! `crisp port-forward`: ports of this machine that lead into a pod.
 
-use std::{net::SocketAddr, process::ExitCode, str::FromStr};
+use std::{net::SocketAddr, process::ExitCode, str::FromStr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use crisp_proto::runtime::v1::PortForwardRequest;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinSet,
+    time::sleep,
 };
 
 use crate::{
@@ -15,6 +18,11 @@ use crate::{
     stream::forward,
     target,
 };
+
+/// Descriptors that are no connections': the program's own, and what a call of the runtime takes for a moment.
+const OTHER_DESCRIPTORS: usize = 32;
+/// After a connection could not be accepted; until then something may have become free.
+const PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -58,15 +66,20 @@ impl FromStr for Ports {
 pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode> {
     let clients = Clients::connect(endpoint).await?;
     let pod = target::pod(&clients, &arguments.pod).await?;
-    let mut tasks = JoinSet::new();
+    let mut listeners = Vec::new();
     for ports in arguments.ports {
         for address in &arguments.address {
             let address = SocketAddr::new(*address, ports.local);
             let listener =
                 TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
             println!("Forwarding from {} -> {}", listener.local_addr()?, ports.remote);
-            tasks.spawn(serve(listener, clients.clone(), pod.id.clone(), ports.remote));
+            listeners.push((listener, ports.remote));
         }
+    }
+    let room = Arc::new(Semaphore::new(room(descriptors(), listeners.len())));
+    let mut tasks = JoinSet::new();
+    for (listener, port) in listeners {
+        tasks.spawn(serve(listener, clients.clone(), pod.id.clone(), port, room.clone()));
     }
     match tasks.join_next().await {
         Some(ended) => ended?.map(|()| ExitCode::SUCCESS),
@@ -74,22 +87,49 @@ pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode
     }
 }
 
-/// Takes connections; each has a stream of its own, so that none waits for another.
-async fn serve(listener: TcpListener, clients: Clients, pod: String, port: u16) -> Result<()> {
+/// How many descriptors this program may have: all that it is allowed to ask for.
+fn descriptors() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    // Refused, the smaller limit goes on to hold, and is counted with.
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let limit = if raised.is_ok() { limit.maximum } else { limit.current };
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
+/// How many connections there is room for: each is a socket here and one to the runtime.
+fn room(descriptors: usize, listeners: usize) -> usize {
+    (descriptors.saturating_sub(OTHER_DESCRIPTORS + listeners) / 2).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// Takes connections; each has a stream of its own, so that none waits for another. One for which there is no room is
+/// taken when another has ended.
+async fn serve(
+    listener: TcpListener,
+    clients: Clients,
+    pod: String,
+    port: u16,
+    room: Arc<Semaphore>,
+) -> Result<()> {
     let mut connections = JoinSet::new();
     loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                let (socket, from) = accepted.context("accept a connection")?;
-                let (clients, pod) = (clients.clone(), pod.clone());
-                connections.spawn(async move {
-                    if let Err(error) = Box::pin(one(&clients, pod, port, socket)).await {
-                        eprintln!("crisp: connection from {from}: {error:#}");
-                    }
-                });
+        let place = room.clone().acquire_owned().await?;
+        let (socket, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            // A client that has gone already, or a machine that has run out of something: neither ends the others.
+            Err(error) => {
+                eprintln!("crisp: accept a connection: {error}");
+                sleep(PAUSE).await;
+                continue;
             }
-            Some(_) = connections.join_next() => {}
-        }
+        };
+        while connections.try_join_next().is_some() {}
+        let (clients, pod) = (clients.clone(), pod.clone());
+        connections.spawn(async move {
+            if let Err(error) = Box::pin(one(&clients, pod, port, socket)).await {
+                eprintln!("crisp: connection from {from}: {error:#}");
+            }
+            drop(place);
+        });
     }
 }
 
@@ -104,6 +144,13 @@ async fn one(clients: &Clients, pod: String, port: u16, socket: TcpStream) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_is_room_for_what_descriptors_allow() {
+        assert_eq!(room(48, 2), 7);
+        assert_eq!(room(16, 1), 1);
+        assert_eq!(room(usize::MAX, 1), Semaphore::MAX_PERMITS);
+    }
 
     #[test]
     fn ports_are_one_number_or_two() {

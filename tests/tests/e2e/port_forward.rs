@@ -12,6 +12,9 @@ use crisp_tests::command;
 use crisp_tests::inside;
 use crisp_tests::node::{Node, Pod};
 use crisp_tests::streaming::{Frame, Spdy, WebSocket};
+use crisp_tests::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 
 use crate::case::Case;
@@ -25,6 +28,12 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "e04_a_port_is_dialled_inside_the_pod", needs: &[], images: &[], run: inside_only },
     Case { name: "e04_a_peer_that_resets_ends_one_connection", needs: &[], images: &[], run: resets },
     Case { name: "crisp_port_forward_carries_connections", needs: &[], images: &[], run: command_line },
+    Case {
+        name: "crisp_port_forward_outlives_a_want_of_descriptors",
+        needs: &[],
+        images: &[],
+        run: few_descriptors,
+    },
 ];
 
 pub(crate) const LOOPBACK: [std::net::IpAddr; 2] =
@@ -417,5 +426,61 @@ fn command_line(node: &mut Node) -> Result<()> {
     let mut errors = String::new();
     child.stderr.take().context("no stderr")?.read_to_string(&mut errors)?;
     ensure!(errors.contains("8081") && errors.contains("connection refused"), "{errors}");
+    node.end_pod(&pod)
+}
+
+/// More connections at once than there are descriptors: those without one wait, and all are served; and the limit that
+/// holds is the hard one.
+fn few_descriptors(node: &mut Node) -> Result<()> {
+    const COUNT: usize = 40;
+    let pod = node.run_pod("few")?;
+    for limit in ["44:44", "44:1024"] {
+        let server = digests(listen(node, &pod, LOOPBACK[0], 8080)?, COUNT + 1);
+        let crisp = node.crisp_command();
+        let mut child = Command::new("prlimit")
+            .arg(format!("--nofile={limit}"))
+            .arg(crisp.get_program())
+            .args(crisp.get_args())
+            .args(["port-forward", "few", ":8080"])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let mut said = std::io::BufReader::new(child.stdout.take().context("no stdout")?);
+        std::io::BufRead::read_line(&mut said, &mut line)?;
+        let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next());
+        let address = address.with_context(|| line.clone())?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?);
+        // They all are there before the first one is taken.
+        kill(pid, Signal::SIGSTOP)?;
+        let mut sockets = Vec::new();
+        for number in 0..COUNT {
+            let mut socket = TcpStream::connect(address)?;
+            socket.set_read_timeout(Some(wait::LONG))?;
+            write!(socket, "connection {number}")?;
+            sockets.push(socket);
+        }
+        kill(pid, Signal::SIGCONT)?;
+        // With the hard limit there is room for all of them at once; with the low one for a few.
+        let order: Vec<_> = match limit {
+            "44:1024" => (0..COUNT).rev().collect(),
+            _ => (0..COUNT).collect(),
+        };
+        for number in order {
+            let socket = &mut sockets[number];
+            socket.shutdown(Shutdown::Write)?;
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer).with_context(|| format!("{number} of {limit}"))?;
+            ensure!(answer == hex(&Sha256::digest(format!("connection {number}"))), "{number}: {answer:?}");
+        }
+        let mut late = TcpStream::connect(address)?;
+        late.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        late.read_to_string(&mut answer)?;
+        ensure!(answer == hex(&Sha256::digest("")), "{answer:?}");
+        joined(server)?;
+        kill(pid, Signal::SIGTERM)?;
+        let status = child.wait()?;
+        ensure!(status.code() == Some(143), "{status}");
+    }
     node.end_pod(&pod)
 }
