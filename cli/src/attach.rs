@@ -13,6 +13,7 @@ use crate::{
     stream::{
         detach::DetachKeys,
         session::{self, Options},
+        trust,
     },
     target,
 };
@@ -30,6 +31,8 @@ pub(crate) struct Arguments {
     /// Keys that end the session at a terminal, and not the container
     #[arg(long, default_value = "ctrl-p,ctrl-q", value_name = "KEYS")]
     detach_keys: String,
+    #[command(flatten)]
+    tls: trust::Options,
 }
 
 pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode> {
@@ -46,5 +49,6 @@ pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode
     let what = format!("attach to {}/{}", arguments.pod, target::container_name(&container).0);
     let url = clients.runtime.clone().attach(request).await.asked(what)?.url;
     let detach = (stdin && tty).then_some(keys);
-    session::run(&url, Options { stdin, tty, detach }).await.map(exec::exit_code)
+    let tls = trust::of(&url, &clients, &arguments.tls).await?;
+    session::run(&url, tls.as_ref(), Options { stdin, tty, detach }).await.map(exec::exit_code)
 }

@@ -11,7 +11,10 @@ use crisp_proto::runtime::v1::{Container, ContainerState, ExecRequest, ExecSyncR
 
 use crate::{
     endpoint::{Asked, Clients},
-    stream::session::{self, End, Options},
+    stream::{
+        session::{self, End, Options},
+        trust,
+    },
     target,
 };
 
@@ -31,6 +34,8 @@ pub(crate) struct Arguments {
     /// End the command after so many seconds; 0: never. Its output is then printed at its end
     #[arg(long, default_value_t = 0, value_name = "SECONDS", conflicts_with_all = ["stdin", "tty"])]
     timeout: u32,
+    #[command(flatten)]
+    tls: trust::Options,
     /// Command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -53,7 +58,8 @@ pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode
         stderr: !tty,
     };
     let url = clients.runtime.clone().exec(request).await.asked(what)?.url;
-    session::run(&url, Options { stdin, tty, detach: None }).await.map(exit_code)
+    let tls = trust::of(&url, &clients, &arguments.tls).await?;
+    session::run(&url, tls.as_ref(), Options { stdin, tty, detach: None }).await.map(exit_code)
 }
 
 /// The running container that is meant.

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     endpoint::{Asked, Clients},
-    stream::forward,
+    stream::{forward, trust},
     target,
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Arguments {
     /// Addresses to listen on
     #[arg(long, default_value = "127.0.0.1", value_delimiter = ',', value_name = "IP")]
     address: Vec<std::net::IpAddr>,
+    #[command(flatten)]
+    tls: trust::Options,
 }
 
 /// A port here and one inside the pod.
@@ -79,12 +81,23 @@ pub(crate) async fn run(endpoint: &str, arguments: Arguments) -> Result<ExitCode
     let room = Arc::new(Semaphore::new(room(descriptors(), listeners.len())));
     let mut tasks = JoinSet::new();
     for (listener, port) in listeners {
-        tasks.spawn(serve(listener, clients.clone(), pod.id.clone(), port, room.clone()));
+        let to =
+            Destination { clients: clients.clone(), pod: pod.id.clone(), tls: arguments.tls.clone(), port };
+        tasks.spawn(serve(listener, to, room.clone()));
     }
     match tasks.join_next().await {
         Some(ended) => ended?.map(|()| ExitCode::SUCCESS),
         None => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Where connections lead.
+#[derive(Clone, Debug)]
+struct Destination {
+    clients: Clients,
+    pod: String,
+    tls: trust::Options,
+    port: u16,
 }
 
 /// How many descriptors this program may have: all that it is allowed to ask for.
@@ -103,13 +116,7 @@ fn room(descriptors: usize, listeners: usize) -> usize {
 
 /// Takes connections; each has a stream of its own, so that none waits for another. One for which there is no room is
 /// taken when another has ended.
-async fn serve(
-    listener: TcpListener,
-    clients: Clients,
-    pod: String,
-    port: u16,
-    room: Arc<Semaphore>,
-) -> Result<()> {
+async fn serve(listener: TcpListener, to: Destination, room: Arc<Semaphore>) -> Result<()> {
     let mut connections = JoinSet::new();
     loop {
         let place = room.clone().acquire_owned().await?;
@@ -123,9 +130,9 @@ async fn serve(
             }
         };
         while connections.try_join_next().is_some() {}
-        let (clients, pod) = (clients.clone(), pod.clone());
+        let to = to.clone();
         connections.spawn(async move {
-            if let Err(error) = Box::pin(one(&clients, pod, port, socket)).await {
+            if let Err(error) = Box::pin(one(&to, socket)).await {
                 eprintln!("crisp: connection from {from}: {error:#}");
             }
             drop(place);
@@ -133,12 +140,14 @@ async fn serve(
     }
 }
 
-async fn one(clients: &Clients, pod: String, port: u16, socket: TcpStream) -> Result<()> {
+async fn one(to: &Destination, socket: TcpStream) -> Result<()> {
+    let Destination { clients, pod, tls, port } = to;
     let what = format!("forward port {port}");
-    let request = PortForwardRequest { pod_sandbox_id: pod, port: vec![port.into()] };
+    let request = PortForwardRequest { pod_sandbox_id: pod.clone(), port: vec![(*port).into()] };
     let url = clients.runtime.clone().port_forward(request).await.asked(what)?.url;
     socket.set_nodelay(true)?;
-    forward::carry(&url, port, socket).await
+    let tls = trust::of(&url, clients, tls).await?;
+    forward::carry(&url, tls.as_ref(), *port, socket).await
 }
 
 #[cfg(test)]

@@ -6,20 +6,29 @@ pub(crate) mod detach;
 pub(crate) mod forward;
 pub(crate) mod session;
 pub(crate) mod terminal;
+pub(crate) mod trust;
 
 use anyhow::{Context, Result, bail};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
 /// Largest head of an answer.
 const HEAD_BYTES: usize = 16 << 10;
 
+/// A connection, with TLS or without.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// What may hold back what is written until it is flushed.
+pub(crate) type Socket = Box<dyn Duplex>;
+
 /// A connection that has been upgraded.
-#[derive(Debug)]
 pub(crate) struct Upgraded {
-    pub(crate) socket: TcpStream,
+    pub(crate) socket: Socket,
     /// What came behind the answer's head.
     pub(crate) rest: Vec<u8>,
     headers: Vec<(String, String)>,
@@ -32,17 +41,31 @@ impl Upgraded {
     }
 }
 
-/// Opens `url` and asks for the upgrade that `headers` describe.
+/// Connects to `host`, a name or address with a port.
+async fn connect(host: &str, tls: Option<&TlsConnector>) -> Result<Socket> {
+    let socket = TcpStream::connect(host).await.with_context(|| format!("connect to {host}"))?;
+    socket.set_nodelay(true)?;
+    let Some(tls) = tls else { return Ok(Box::new(socket)) };
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let name = ServerName::try_from(name).with_context(|| format!("stream to {host}"))?;
+    let socket = tls.connect(name, socket).await.with_context(|| format!("TLS with {host}"))?;
+    Ok(Box::new(socket))
+}
+
+/// Opens `url`, by TLS if it is https, and asks for the upgrade that `headers` describe.
 ///
 /// # Errors
-/// Nobody listens there, or the answer is a refusal: its words.
-pub(crate) async fn open(url: &str, headers: &[(&str, &str)]) -> Result<Upgraded> {
-    let Some(rest) = url.strip_prefix("http://") else {
-        bail!("stream {url}: only http:// is supported by crisp's own commands; crictl takes https://");
-    };
+/// Nobody listens there or whoever does is not believed, or the answer is a refusal: its words.
+pub(crate) async fn open(
+    url: &str,
+    tls: Option<&TlsConnector>,
+    headers: &[(&str, &str)],
+) -> Result<Upgraded> {
+    let scheme = if tls.is_some() { "https://" } else { "http://" };
+    let rest = url.strip_prefix(scheme).with_context(|| format!("stream {url}: not {scheme}"))?;
     let (host, path) = rest.split_once('/').with_context(|| format!("stream {url}: no path"))?;
-    let mut socket = TcpStream::connect(host).await.with_context(|| format!("connect to {host}"))?;
-    socket.set_nodelay(true)?;
+    let mut socket = connect(host, tls).await?;
     let mut request =
         format!("POST /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nContent-Length: 0\r\n");
     if headers.iter().any(|(_, value)| *value == "websocket") {
@@ -54,6 +77,7 @@ pub(crate) async fn open(url: &str, headers: &[(&str, &str)]) -> Result<Upgraded
     }
     request.push_str("\r\n");
     socket.write_all(request.as_bytes()).await.with_context(|| format!("ask {host}"))?;
+    socket.flush().await.with_context(|| format!("ask {host}"))?;
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {

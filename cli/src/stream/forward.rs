@@ -8,12 +8,15 @@ use crisp_shim::stream::{
     spdy::{Decoder, Event, frame, headers},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
+use tokio_rustls::TlsConnector;
+
+use super::Socket;
 
 const ERROR: u32 = 1;
 const DATA: u32 = 3;
@@ -24,11 +27,14 @@ const ERROR_BYTES: usize = 16 << 10;
 ///
 /// # Errors
 /// The port cannot be reached, in the runtime's words; the connection to the runtime breaks.
-pub(crate) async fn carry(url: &str, port: u16, local: TcpStream) -> Result<()> {
-    let upgraded =
-        super::open(url, &[("Upgrade", "SPDY/3.1"), ("X-Stream-Protocol-Version", "portforward.k8s.io")])
-            .await?;
-    let (read, mut write) = upgraded.socket.into_split();
+pub(crate) async fn carry(url: &str, tls: Option<&TlsConnector>, port: u16, local: TcpStream) -> Result<()> {
+    let upgraded = super::open(
+        url,
+        tls,
+        &[("Upgrade", "SPDY/3.1"), ("X-Stream-Protocol-Version", "portforward.k8s.io")],
+    )
+    .await?;
+    let (read, mut write) = split(upgraded.socket);
     let mut blocks = headers::Writer::default();
     let port = port.to_string();
     for (stream, kind) in [(ERROR, "error"), (DATA, "data")] {
@@ -36,6 +42,7 @@ pub(crate) async fn carry(url: &str, port: u16, local: TcpStream) -> Result<()> 
         write.write_all(&frame::syn_stream(stream, &blocks.write(&headers))).await?;
     }
     write.write_all(&frame::data_head(ERROR, true, 0)).await?;
+    write.flush().await?;
     let (from, to) = local.into_split();
     let mut there = std::pin::pin!(there(from, write));
     let mut back = std::pin::pin!(back(read, upgraded.rest, to));
@@ -52,12 +59,13 @@ pub(crate) async fn carry(url: &str, port: u16, local: TcpStream) -> Result<()> 
 }
 
 /// Sends what the socket gives, and its end; the connection stays.
-async fn there(mut from: OwnedReadHalf, mut write: OwnedWriteHalf) -> Result<OwnedWriteHalf> {
+async fn there(mut from: OwnedReadHalf, mut write: WriteHalf<Socket>) -> Result<WriteHalf<Socket>> {
     let mut buffer = vec![0; frame::DATA_MAX + 8];
     loop {
         let count = from.read(&mut buffer[8..]).await.context("read from the local connection")?;
         buffer[..8].copy_from_slice(&frame::data_head(DATA, count == 0, count));
         write.write_all(&buffer[..8 + count]).await.context("send to the runtime")?;
+        write.flush().await.context("send to the runtime")?;
         if count == 0 {
             return Ok(write);
         }
@@ -65,7 +73,7 @@ async fn there(mut from: OwnedReadHalf, mut write: OwnedWriteHalf) -> Result<Own
 }
 
 /// Writes what comes, until the error stream ends: that is when the runtime is done.
-async fn back(mut read: OwnedReadHalf, rest: Vec<u8>, mut to: OwnedWriteHalf) -> Result<()> {
+async fn back(mut read: ReadHalf<Socket>, rest: Vec<u8>, mut to: OwnedWriteHalf) -> Result<()> {
     let (mut inbox, mut decoder) = (Inbox::new(64 << 10), Decoder::default());
     let mut error = Vec::new();
     if inbox.put(&rest) < rest.len() {

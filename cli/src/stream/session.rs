@@ -11,13 +11,13 @@ use crisp_shim::stream::{
 };
 use serde_json::Value;
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, stderr, stdin, stdout},
-    net::tcp::{OwnedReadHalf, OwnedWriteHalf},
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf, split, stderr, stdin, stdout},
     signal::unix::{SignalKind, signal},
     sync::Mutex,
 };
+use tokio_rustls::TlsConnector;
 
-use super::{detach::DetachKeys, terminal};
+use super::{Socket, detach::DetachKeys, terminal};
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -52,12 +52,13 @@ pub(crate) enum End {
 ///
 /// # Errors
 /// The connection breaks; the runtime says that something went wrong.
-pub(crate) async fn run(url: &str, options: Options) -> Result<End> {
+pub(crate) async fn run(url: &str, tls: Option<&TlsConnector>, options: Options) -> Result<End> {
     let key: [u8; 16] = random()?;
     let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key);
     let protocols = format!("{V5}, {V4}");
     let upgraded = super::open(
         url,
+        tls,
         &[
             ("Upgrade", "websocket"),
             ("Sec-WebSocket-Version", "13"),
@@ -73,7 +74,7 @@ pub(crate) async fn run(url: &str, options: Options) -> Result<End> {
     };
     let raw = if options.tty && options.stdin { terminal::Raw::enter()? } else { None };
     let tty = options.tty;
-    let (read, write) = upgraded.socket.into_split();
+    let (read, write) = split(upgraded.socket);
     let write = Writer(Arc::new(Mutex::new(write)));
     let end = tokio::select! {
         end = output(read, upgraded.rest, &write) => end,
@@ -85,7 +86,7 @@ pub(crate) async fn run(url: &str, options: Options) -> Result<End> {
 }
 
 /// The sending end.
-struct Writer(Arc<Mutex<OwnedWriteHalf>>);
+struct Writer(Arc<Mutex<WriteHalf<Socket>>>);
 
 fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
@@ -98,7 +99,9 @@ impl Writer {
         let content = [&[channel], bytes].concat();
         let mut message = Vec::with_capacity(content.len() + 14);
         frame::masked_message(random()?, &content, &mut message);
-        self.0.lock().await.write_all(&message).await.context("send to the runtime")
+        let mut write = self.0.lock().await;
+        write.write_all(&message).await.context("send to the runtime")?;
+        write.flush().await.context("send to the runtime")
     }
 
     /// While something else is being sent, the peer sees that this end lives, and nothing may wait here: the output must
@@ -108,13 +111,14 @@ impl Writer {
             let mut pong = Vec::new();
             frame::masked_pong(random()?, content, &mut pong);
             write.write_all(&pong).await?;
+            write.flush().await?;
         }
         Ok(())
     }
 }
 
 /// Prints what comes; gives the exit code.
-async fn output(mut read: OwnedReadHalf, rest: Vec<u8>, write: &Writer) -> Result<End> {
+async fn output(mut read: ReadHalf<Socket>, rest: Vec<u8>, write: &Writer) -> Result<End> {
     let mut inbox = Inbox::new(64 << 10);
     let mut decoder = Decoder::new(Role::Client);
     let (mut channel, mut result) = (None, Vec::new());

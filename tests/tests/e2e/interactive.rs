@@ -39,7 +39,6 @@ pub(crate) const CASES: &[Case] = &[
         run: crictl_attach,
     },
     Case { name: "crictl_port_forward", needs: &[Need::Crictl], images: &["busybox"], run: crictl_forward },
-    Case { name: "streaming_over_tls", needs: &[Need::Crictl], images: &["busybox"], run: tls },
     Case { name: "crisp_exec_at_a_terminal", needs: &[], images: &["busybox"], run: crisp_exec },
     Case { name: "crisp_exec_in_a_pipeline", needs: &[], images: &["busybox"], run: crisp_pipeline },
     Case {
@@ -51,7 +50,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// A shell is used as by a person: typed, resized, interrupted. How it is left is the caller's.
-fn use_shell(node: &Node, id: &str, terminal: &mut Terminal) -> Result<()> {
+pub(crate) fn use_shell(node: &Node, id: &str, terminal: &mut Terminal) -> Result<()> {
     // The line is shown as it is typed: what is waited for must not stand in it.
     terminal.press(b"echo 'h'ello\n")?;
     terminal.wait_for("hello\r\n")?;
@@ -163,7 +162,7 @@ fn crictl_forward(node: &mut Node) -> Result<()> {
 }
 
 /// Where a program that forwards one port listens, by its own words.
-fn forwarded(terminal: &mut Terminal) -> Result<String> {
+pub(crate) fn forwarded(terminal: &mut Terminal) -> Result<String> {
     terminal.wait_for("Forwarding from ")?;
     terminal.wait_for(" -> ")?;
     let seen = terminal.seen();
@@ -172,7 +171,7 @@ fn forwarded(terminal: &mut Terminal) -> Result<String> {
 }
 
 /// What a server of digests at `address` answers to `bytes`.
-fn digest_from(address: &str, bytes: &[u8]) -> Result<String> {
+pub(crate) fn digest_from(address: &str, bytes: &[u8]) -> Result<String> {
     let mut socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(wait::LONG))?;
     socket.write_all(bytes)?;
@@ -252,48 +251,5 @@ fn detach(node: &mut Node) -> Result<()> {
     terminal.press(b"exit 0\n")?;
     ensure!(terminal.wait()?.success(), "{}", terminal.seen());
     node.wait_for_exit(&id)?;
-    node.end_pod(&pod)
-}
-
-fn tls(node: &mut Node) -> Result<()> {
-    let (certificate, key) = (node.folder().join("stream.crt"), node.folder().join("stream.key"));
-    let mut openssl = Command::new("openssl");
-    openssl.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "1",
-    ]);
-    openssl.args(["-subj", "/CN=crisp", "-addext", "subjectAltName=IP:127.0.0.1"]);
-    openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate);
-    command::run(&mut openssl)?.ok()?;
-    let plain = std::fs::read_to_string(node.config())?;
-    node.stop()?;
-    let settings = |certificate: &str| {
-        format!("{plain}\n[stream]\ntls_certificate = \"{certificate}\"\ntls_key = \"{}\"\n", key.display())
-    };
-    // What is no certificate keeps the daemon from starting, and is named.
-    std::fs::write(node.config(), settings(&key.display().to_string()))?;
-    let refused = command::run(&mut node.serve_command())?.refused()?;
-    ensure!(refused.contains("stream.tls_certificate") && refused.contains("stream.key"), "{refused}");
-    std::fs::write(node.config(), settings(&certificate.display().to_string()))?;
-    node.serve()?;
-    let (pod, id) = sleeper(node, "tls")?;
-    for transport in ["spdy", "websocket"] {
-        let said = node.crictl(&["exec", "--transport", transport, &id, "echo", "over TLS"])?;
-        ensure!(said.status.success() && said.stdout == "over TLS\n", "{transport}: {said}");
-    }
-    // crisp's own commands say that they cannot; and who speaks no TLS gets nothing.
-    let refused = node.crisp(&["exec", "tls", "true"])?.refused()?;
-    ensure!(refused.contains("only http://"), "{refused}");
-    let url = crate::streaming::exec_url(node, &id, &["true"], false, false)?;
-    let host = url.strip_prefix("https://").and_then(|rest| rest.split('/').next()).context("no https")?;
-    let reply = crisp_tests::streaming::request(host, "GET /", &[])?;
-    ensure!(reply.status == 0, "{}", reply.head);
     node.end_pod(&pod)
 }

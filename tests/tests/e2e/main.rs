@@ -66,6 +66,7 @@ mod seccomp;
 mod sizes;
 mod starvation;
 mod stops;
+mod stream_tls;
 mod streaming;
 mod streaming_hostile;
 mod sysctls;
@@ -152,6 +153,7 @@ fn main() -> ExitCode {
         refusals::CASES,
         daemon::CASES,
         broken_records::CASES,
+        stream_tls::CASES,
         streaming::CASES,
         streaming_hostile::CASES,
         execs::CASES,
