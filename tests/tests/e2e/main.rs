@@ -31,6 +31,7 @@ mod hostile_proc;
 mod ids;
 mod image_crashes;
 mod image_files;
+mod inspection;
 mod interactive;
 mod limits;
 mod log_paths;
