@@ -5,7 +5,8 @@
 //!                         │ Ctrl-C: nothing to undo      │ Ctrl-C from here on: stop within the grace period, remove
 //! ```
 //!
-//! An error before the containers run removes what was made. A pod that has ended stays for inspection until
+//! An error before the containers run removes what was made, and so does a command that cannot be executed, when no
+//! container of the pod ever ran and the restart policy lets none be tried again. A pod that has ended stays for inspection until
 //! `crisp play --down`, as it does in a cluster until it is deleted.
 
 mod backoff;

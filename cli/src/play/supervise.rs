@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use tokio::task::JoinSet;
 use tonic::Code;
@@ -94,6 +94,8 @@ struct Slot<'a> {
     container: &'a Container,
     init: bool,
     attempt: u32,
+    /// A run of it was started.
+    ran: bool,
     /// The runtime was away during an attempt to start: the run may have been started nevertheless.
     unsure: bool,
     state: State,
@@ -113,12 +115,13 @@ impl Player<'_> {
     /// Runs everything to its end.
     ///
     /// # Errors
-    /// A container cannot be made, or the runtime refuses to answer.
+    /// A container cannot be made, or the runtime refuses to answer. None could be started, and none will be tried again:
+    /// there is nothing to inspect in such a pod.
     pub(super) async fn run(&mut self) -> Result<Outcome> {
         let meminfo = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
         let memory = limits::memory_total(&meminfo).context("/proc/meminfo has no MemTotal")?;
         let mut followers = JoinSet::new();
-        let mut lines = Vec::new();
+        let (mut lines, mut ran) = (Vec::new(), false);
         let spec = &self.pod.spec;
         let groups =
             spec.init_containers.chunks(1).map(|one| (one, true)).chain([(&spec.containers[..], false)]);
@@ -132,10 +135,12 @@ impl Player<'_> {
                 .filter_map(|slot| if let State::Ended(end) = &slot.state { Some((slot, end)) } else { None })
                 .collect();
             lines.extend(ends.iter().map(|(slot, end)| format!("{}: {end}", slot.container.name)));
+            ran |= slots.iter().any(|slot| slot.ran);
             let good = ends.iter().all(|(_, end)| end.code == 0);
             if !init || !good {
                 // What the containers wrote comes before the last word.
                 followers.join_all().await;
+                ensure!(ran, "container {}", lines.join("; container "));
                 let phase = if good { Phase::Succeeded } else { Phase::Failed };
                 return Ok(Outcome::Ended { phase, lines });
             }
@@ -148,6 +153,7 @@ impl Player<'_> {
             container,
             init,
             attempt: 0,
+            ran: false,
             unsure: false,
             state: State::Waiting(Instant::now()),
             backoff: Backoff::new(self.base),
@@ -242,6 +248,7 @@ impl Player<'_> {
         }
         self.bury(slot).await?;
         slot.unsure = false;
+        slot.ran = true;
         slot.state = State::Running(id);
         Ok(Some(()))
     }

@@ -11,6 +11,7 @@ use crisp_tests::place::Need;
 use crisp_tests::wait;
 
 use crate::case::Case;
+use crate::refusals::nothing_left;
 
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
@@ -289,6 +290,7 @@ fn stats(node: &mut Node) -> Result<()> {
 
 fn impossible(node: &mut Node) -> Result<()> {
     let pod = node.run_pod("impossible")?;
+    let before = node.snapshot()?;
     let cases = [
         (
             "cpuset",
@@ -318,15 +320,11 @@ fn impossible(node: &mut Node) -> Result<()> {
         resources(&mut config, limit)?;
         let message = node
             .cri()
-            .launch(&pod.id, &config, &pod.config)
+            .create(&pod.id, &config, &pod.config)
             .err()
             .with_context(|| format!("{name} was accepted"))?;
         ensure!(message.message().contains(named), "{name}: the message does not name {named}: {message:?}");
-    }
-    // A limit found impossible at Create leaves no container; one found so at Start leaves an ended one.
-    for container in node.cri().containers()? {
-        ensure!(container.state() == cri::ContainerState::ContainerExited, "{container:?}");
-        node.cri().remove(&container.id)?;
+        nothing_left(node, &before, &[]).with_context(|| name.to_owned())?;
     }
     node.end_pod(&pod)
 }

@@ -198,7 +198,7 @@ fn node_app(node: &mut Node) -> Result<()> {
     let before = node.snapshot()?;
     let said = node.crisp(&["play", &example("08-node-app.yaml")?])?.refused()?;
     ensure!(said.contains(name) && said.contains("Never"), "{said}");
-    node.crisp(&["play", "--down", &example("08-node-app.yaml")?])?;
+    ensure!(node.cri().pods()?.is_empty(), "{:?}", node.cri().pods()?);
     node.wait_for_return(&before)?;
 
     node.ensure_images(&[name])?;

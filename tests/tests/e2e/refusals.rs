@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::command;
 use crisp_tests::cri::{container_config, refused};
+use crisp_tests::host::Snapshot;
 use crisp_tests::node::Node;
 use crisp_tests::registry::{OneImage, Registry, digest};
 use tonic::Code;
@@ -44,6 +45,24 @@ fn names(node: &Node, arguments: &[&str], thing: &str) -> Result<()> {
     Ok(())
 }
 
+/// Checks that a refusal has left nothing, before anybody has taken anything away: no pod, no container beside
+/// `containers`, and the host as it was.
+pub(crate) fn nothing_left(node: &Node, before: &Snapshot, containers: &[&str]) -> Result<()> {
+    let left: Vec<_> = node.cri().containers()?.into_iter().map(|container| container.id).collect();
+    ensure!(
+        left.len() == containers.len() && left.iter().all(|id| containers.contains(&id.as_str())),
+        "{left:?}"
+    );
+    node.wait_for_return(before).context("after a refusal")
+}
+
+/// The same where there was no pod before.
+fn nothing_at_all(node: &Node, before: &Snapshot) -> Result<()> {
+    let pods = node.cri().pods()?;
+    ensure!(pods.is_empty(), "pods left behind: {pods:?}");
+    nothing_left(node, before, &[])
+}
+
 fn write_manifest(node: &Node, text: &str) -> Result<String> {
     let path: PathBuf = node.folder().join("pod.yaml");
     fs::write(&path, text)?;
@@ -57,6 +76,7 @@ fn pod_manifest(container: &str) -> String {
 }
 
 fn no_such_image(node: &mut Node) -> Result<()> {
+    let before = node.snapshot()?;
     let registry = Registry::serve("some/repository", "latest", &OneImage::good(), &[])?;
     registry.announce(&node.registry_hosts())?;
     let name = format!("{}/no/such/repository:1", registry.host());
@@ -65,15 +85,17 @@ fn no_such_image(node: &mut Node) -> Result<()> {
     names(node, &["pull", &name], "no/such/repository")?;
 
     let pod = node.run_pod("no-image")?;
+    let with_pod = node.snapshot()?;
     let config = container_config("c", "not/here:7", &["true"]);
     let message = refused(node.cri().create(&pod.id, &config, &pod.config), Code::NotFound)?;
     ensure!(message.contains("not/here:7"), "{message}");
+    nothing_left(node, &with_pod, &[])?;
     node.end_pod(&pod)?;
 
     let manifest =
         write_manifest(node, &pod_manifest("    image: not/here:7\n    imagePullPolicy: Never\n"))?;
     names(node, &["play", &manifest], "not/here:7")?;
-    node.crisp(&["play", "--down", &manifest])?;
+    nothing_at_all(node, &before)?;
 
     // A registry that nobody answers for.
     let message = node.cri().pull("127.0.0.1:1/x:1").err().context("pulled from nowhere")?;
@@ -82,10 +104,11 @@ fn no_such_image(node: &mut Node) -> Result<()> {
         let message = node.cri().pull(bad).err().with_context(|| format!("{bad} was accepted"))?;
         ensure!(message.message().contains(bad), "{bad}: {message:?}");
     }
-    Ok(())
+    nothing_at_all(node, &before)
 }
 
 fn wrong_digests(node: &mut Node) -> Result<()> {
+    let before = node.snapshot()?;
     let good = OneImage::good();
     let other = digest(b"something else");
     let cases = [
@@ -111,6 +134,7 @@ fn wrong_digests(node: &mut Node) -> Result<()> {
     let reference = format!("{}/spoiled@{other}", registry.host());
     let message = node.cri().pull(&reference).err().context("another manifest was accepted")?;
     ensure!(message.message().contains(&other), "{message:?}");
+    nothing_at_all(node, &before)?;
     // And the honest image is taken, so the refusals above are not about something else.
     let honest = format!("{}/spoiled@{}", registry.host(), digest(&good.manifest()));
     let id = node.cri().pull(&honest)?;
@@ -120,6 +144,7 @@ fn wrong_digests(node: &mut Node) -> Result<()> {
 }
 
 fn no_such_command(node: &mut Node) -> Result<()> {
+    let before = node.snapshot()?;
     let pod = node.run_pod("no-command")?;
     for (name, command, named) in [
         ("path", "/no/such/program", "/no/such/program"),
@@ -131,16 +156,29 @@ fn no_such_command(node: &mut Node) -> Result<()> {
         ensure!(message.message().contains(named), "{message:?}");
     }
     node.end_pod(&pod)?;
-    let manifest = write_manifest(
-        node,
-        &pod_manifest("    image: busybox\n    imagePullPolicy: Never\n    command: [nosuchprogram]\n"),
-    )?;
+    let container = "    image: busybox\n    imagePullPolicy: Never\n    command: [nosuchprogram]\n";
+    let two = format!("{container}  - name: second\n{container}");
+    let before_containers = "  containers:\n";
+    let init = pod_manifest("    image: busybox\n    imagePullPolicy: Never\n").replace(
+        before_containers,
+        &format!("  initContainers:\n  - name: first\n{container}{before_containers}"),
+    );
+    for text in [pod_manifest(container), pod_manifest(&two), init] {
+        let manifest = write_manifest(node, &text)?;
+        names(node, &["play", &manifest], "nosuchprogram")?;
+        nothing_at_all(node, &before)?;
+    }
+    // One of two that runs is worth a look: the pod stays until it is taken away.
+    let runs = "    image: busybox\n    imagePullPolicy: Never\n    command: [\"true\"]\n";
+    let manifest = write_manifest(node, &pod_manifest(&format!("{container}  - name: second\n{runs}")))?;
     names(node, &["play", &manifest], "nosuchprogram")?;
-    node.crisp(&["play", "--down", &manifest])?;
-    Ok(())
+    ensure!(node.cri().containers()?.len() == 2, "{:?}", node.cri().containers()?);
+    node.crisp(&["play", "--down", &manifest])?.ok()?;
+    nothing_at_all(node, &before)
 }
 
 fn typo(node: &mut Node) -> Result<()> {
+    let before = node.snapshot()?;
     let cases = [
         ("    image: busybox\n    comand: [\"true\"]\n", "comand"),
         ("    image: busybox\n    resources: {limits: {memroy: 1Mi}}\n", "memroy"),
@@ -157,7 +195,8 @@ fn typo(node: &mut Node) -> Result<()> {
     names(node, &["play", &manifest], "pod.yaml")?;
     let manifest = write_manifest(node, "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n")?;
     names(node, &["play", &manifest], "Deployment")?;
-    names(node, &["play", "/no/such/file.yaml"], "/no/such/file.yaml")
+    names(node, &["play", "/no/such/file.yaml"], "/no/such/file.yaml")?;
+    nothing_at_all(node, &before)
 }
 
 fn unsupported(node: &mut Node) -> Result<()> {
@@ -186,6 +225,7 @@ fn unsupported(node: &mut Node) -> Result<()> {
 }
 
 fn configuration(node: &mut Node) -> Result<()> {
+    let before = node.snapshot()?;
     let scratch = node.folder().join("bad");
     fs::create_dir(&scratch)?;
     let refusal = |config: &std::path::Path| -> Result<String> {
@@ -228,7 +268,9 @@ fn configuration(node: &mut Node) -> Result<()> {
     let missing = scratch.join("no-such.toml");
     ensure!(refusal(&missing)?.contains("no-such.toml"));
     ensure!(refusal(&scratch)?.contains(&scratch.display().to_string()), "a folder as configuration");
-    ensure!(!scratch.join("sock").exists(), "a refused daemon left its socket");
+    let left = fs::read_dir(&scratch)?.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
+    ensure!(left == ["config.toml"], "a refused daemon left something: {left:?}");
+    nothing_at_all(node, &before)?;
     fs::remove_dir_all(&scratch)?;
 
     let default = command::run(node.crisp_command().args(["config", "default"]))?.ok()?;

@@ -12,6 +12,7 @@ use crisp_tests::untouched;
 
 use crate::case::Case;
 use crate::limits::read;
+use crate::refusals::nothing_left;
 
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[Case {
@@ -103,6 +104,9 @@ fn impossible(node: &mut Node) -> Result<()> {
         let possible = Limits { memory_limit_in_bytes: 128 << 20, cpu_shares: 512, ..Default::default() };
         let id = node.launch_as(&pod, &with("limited", possible)?)?;
         let before = in_force(node, &id)?;
+        // Beside the pod of `untouched` and this one.
+        let (host, all) = (node.snapshot()?, node.cri().containers()?);
+        let all: Vec<_> = all.iter().map(|container| container.id.as_str()).collect();
         for (limits, word) in wrong() {
             let error = node.cri().create(&pod.id, &with("c", limits.clone())?, &pod.config).err();
             let error = error.with_context(|| format!("{limits:?}: a container was made"))?;
@@ -120,6 +124,7 @@ fn impossible(node: &mut Node) -> Result<()> {
             ensure!(error.message().contains(word), "update, {word}: {error:?}");
             let now = in_force(node, &id)?;
             ensure!(now == before, "{limits:?}: was {before:?}\nis {now:?}");
+            nothing_left(node, &host, &all).with_context(|| format!("{limits:?}"))?;
         }
         // Nothing is set by what says nothing, and everything is allowed by what says so.
         for (name, limit) in [("unset", 0), ("unlimited", -1), ("largest", i64::MAX)] {
