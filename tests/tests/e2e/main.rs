@@ -46,6 +46,7 @@ mod pairs;
 mod picture;
 mod planted;
 mod play;
+mod play_features;
 mod pod_fields;
 mod pod_kills;
 mod pods;
@@ -108,6 +109,7 @@ fn main() -> ExitCode {
         ids::CASES,
         cdi::CASES,
         pods::CASES,
+        play_features::CASES,
         picture::CASES,
         crictl::CASES,
         logs::CASES,
