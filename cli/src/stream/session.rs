@@ -234,7 +234,31 @@ async fn sizes(write: &Writer, tty: bool) -> Result<End> {
 
 #[cfg(test)]
 mod tests {
+    use std::{process::ExitCode, time::Duration};
+
+    use rustix::process::{Signal, getpid, kill_process};
+    use tokio::{net::TcpListener, time::timeout};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_never_answers_keeps_nobody() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/x", listener.local_addr().unwrap());
+        let options = Options { stdin: false, tty: false, detach: None };
+        let work = async {
+            tokio::select! {
+                end = run(&url, None, options) => end.map(|_| ExitCode::SUCCESS),
+                _ = async {
+                    let _held = listener.accept().await.unwrap();
+                    kill_process(getpid(), Signal::TERM).unwrap();
+                    std::future::pending::<()>().await
+                } => Ok(ExitCode::SUCCESS),
+            }
+        };
+        let code = timeout(Duration::from_secs(60), terminal::unless_asked_to_end(work)).await;
+        assert_eq!(format!("{:?}", code.unwrap().unwrap()), format!("{:?}", ExitCode::from(143)));
+    }
 
     #[test]
     fn a_result_is_success_a_code_or_an_error_in_the_runtimes_words() {
