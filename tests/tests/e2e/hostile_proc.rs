@@ -13,14 +13,22 @@ use crisp_tests::build::{Build, Tar};
 use crisp_tests::cri::{bind, secured, words};
 use crisp_tests::flipper::{self, Flipper};
 use crisp_tests::node::{Node, Pod};
-use crisp_tests::{place, untouched};
+use crisp_tests::place::{self, Need};
+use crisp_tests::untouched;
 
 use crate::case::Case;
+use crate::races;
 
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
     Case { name: "r09_nothing_takes_the_writes_to_proc", needs: &[], images: &["busybox"], run: redirected },
     Case { name: "r09_a_race_takes_no_write_to_proc", needs: &[], images: &["busybox"], run: raced },
+    Case {
+        name: "r09_a_race_takes_no_label_either",
+        needs: &[Need::AppArmor],
+        images: &["busybox"],
+        run: raced,
+    },
     Case { name: "r10_an_image_cannot_move_proc_or_sys", needs: &[], images: &["busybox"], run: moved },
     Case { name: "r26_masked_paths_stay_masked", needs: &[], images: &["busybox"], run: masked },
     Case { name: "r26_any_list_of_paths_is_bounded", needs: &[], images: &["busybox"], run: lists },
@@ -98,6 +106,15 @@ fn false_proc(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A folder that looks like a process's own `attr` in `/proc`.
+fn false_attributes(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder.join("apparmor"))?;
+    for name in ["exec", "current", "apparmor/exec", "apparmor/current"] {
+        symlink("/proc/self/sched", folder.join(name))?;
+    }
+    Ok(())
+}
+
 fn sysctl_pod(node: &Node, name: &str) -> Result<Pod> {
     let mut config = node.pod_config(name);
     let linux = config.linux.as_mut().context("linux")?;
@@ -152,11 +169,12 @@ fn redirected(node: &mut Node) -> Result<()> {
 fn raced(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
         let shared = node.folder().join("shared");
-        false_proc(&node.folder().join("other"))?;
+        let decoy = node.folder().join("decoy");
+        false_attributes(&decoy)?;
         fs::create_dir_all(shared.join("place/attr"))?;
         symlink("/proc/self", shared.join("link"))?;
         let pod = sysctl_pod(node, "raced")?;
-        let mounts = vec![bind(&shared, "/shared"), bind(&node.folder().join("other"), "/shared/place/attr")];
+        let mounts = vec![bind(&shared, "/shared"), bind(&decoy, "/shared/place/attr")];
         let rounds = flipper::rounds();
         let flipper = Flipper::start(&shared.join("place"), &shared.join("link"));
         race(node, &pod, &mounts, rounds)?;
@@ -165,20 +183,42 @@ fn raced(node: &mut Node) -> Result<()> {
     })
 }
 
-/// Makes containers until the rounds are over: each one either is not made, or lives as it should.
+/// Makes containers until the rounds are over: each one either is not made, or lives as it should. Of those that are
+/// made, some are started: the label is in force only then.
 fn race(node: &Node, pod: &Pod, mounts: &[cri::Mount], rounds: usize) -> Result<()> {
-    for _ in 0..rounds {
-        let Ok(id) = node.cri().create(&pod.id, &scored("c", "busybox", mounts.to_vec()), &pod.config) else {
+    const STARTED: usize = 10;
+    let mut made = 0;
+    for round in 0..rounds {
+        let config = scored("c", "busybox", mounts.to_vec());
+        let Ok(id) = node.cri().create(&pod.id, &config, &pod.config) else {
             continue;
         };
-        // To look at one takes longer than to make it: not each has to be seen running.
-        let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", node.cri().pid(&id)?))?;
-        ensure!(score.trim() == "789", "oom_score_adj {score}");
+        made += 1;
+        only_masks_in_proc(&races::mounts(node, &id)?).with_context(|| format!("round {round}"))?;
+        // To look at one that runs takes longer than to make it: not each has to be seen running.
+        if made % STARTED == 1 {
+            node.cri().start(&id)?;
+            in_force(node, &id).with_context(|| format!("round {round}"))?;
+        } else {
+            let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", node.cri().pid(&id)?))?;
+            ensure!(score.trim() == "789", "oom_score_adj {score}");
+        }
         node.cri().remove(&id)?;
     }
+    ensure!(made > 0, "none of {rounds} creates succeeded: nothing was tried");
     let id = node.launch_as(pod, &scored("last", "busybox", vec![]))?;
     in_force(node, &id)?;
     ensure!(node.cri().shell(&id, "cat /proc/sys/kernel/shm_rmid_forced")? == "1\n");
+    Ok(())
+}
+
+/// Below `/proc` nothing is mounted but what the request masks and makes read-only: a decoy that got there has won.
+fn only_masks_in_proc(mounts: &[(String, String, String)]) -> Result<()> {
+    for (root, place, kind) in mounts.iter().filter(|(_, place, _)| place.starts_with("/proc/")) {
+        let masked = MASKED.contains(&place.as_str()) && kind == "tmpfs";
+        let readonly = READONLY.contains(&place.as_str()) && kind == "proc";
+        ensure!(masked || readonly, "{root} of a {kind} is mounted at {place}");
+    }
     Ok(())
 }
 

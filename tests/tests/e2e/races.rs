@@ -61,7 +61,7 @@ fn folder(path: PathBuf) -> Result<PathBuf> {
 }
 
 /// Mounts of the process of a container that was created: (root within the file system, place, type).
-fn mounts(node: &Node, id: &str) -> Result<Vec<(String, String, String)>> {
+pub(crate) fn mounts(node: &Node, id: &str) -> Result<Vec<(String, String, String)>> {
     let table = fs::read_to_string(format!("/proc/{}/mountinfo", node.cri().pid(id)?))?;
     let entry = |line: &str| {
         let (before, after) = line.split_once(" - ")?;
