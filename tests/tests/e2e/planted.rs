@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::build::{Build, Tar};
 use crisp_tests::cri::container_config;
-use crisp_tests::flipper;
+use crisp_tests::flipper::{self, Flipper};
 use crisp_tests::node::{Node, Pod};
 use crisp_tests::untouched::{self, SECRET};
+use nix::sys::stat::Mode;
 
 use crate::case::Case;
 
@@ -241,16 +243,25 @@ fn etc_files(node: &mut Node) -> Result<()> {
 fn replaced_while_running(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, canary| {
         let pod = node.run_pod("replaced")?;
-        let passwd = canary.text("passwd");
-        let flip = format!(
-            "cd /etc; cp passwd a; ln -s {passwd} b; ln -s /dev/zero c; mkfifo d; \
-             while :; do for i in b c d a; do cp -d $i tmp && mv -f tmp passwd; cp -d $i tmp && mv -f tmp group; done; done"
-        );
-        let id = node.launch(&pod, "c", "busybox", &["sh", "-c", &flip])?;
-        for round in 0..flipper::rounds() {
-            // No program that looks into /etc itself.
-            let said = node.cri().exec(&id, &["grep", "Uid:", "/proc/self/status"])?;
-            ensure!(said.code == 0 && said.stdout == "Uid:\t0\t0\t0\t0\n", "round {round}: {said:?}");
+        let id = node.launch(&pod, "c", "busybox", &["sleep", "3600"])?;
+        let etc = PathBuf::from(format!("/proc/{}/root/etc", node.cri().pid(&id)?));
+        for name in ["passwd", "group"] {
+            symlink(canary.text("passwd"), etc.join(format!("{name}-canary")))?;
+            symlink("/dev/zero", etc.join(format!("{name}-endless")))?;
+            nix::unistd::mkfifo(&etc.join(format!("{name}-fifo")), Mode::S_IRWXU)?;
+        }
+        let rounds = flipper::rounds().div_ceil(3);
+        for trap in ["canary", "endless", "fifo"] {
+            let flip = |name: &str| Flipper::start(&etc.join(name), &etc.join(format!("{name}-{trap}")));
+            let flippers = [flip("passwd"), flip("group")];
+            for round in 0..rounds {
+                // No program that looks into /etc itself.
+                let said = node.cri().exec(&id, &["grep", "Uid:", "/proc/self/status"])?;
+                ensure!(said.code == 0 && said.stdout == "Uid:\t0\t0\t0\t0\n", "{trap}, {round}: {said:?}");
+            }
+            for flipper in flippers {
+                flipper.stop(rounds)?;
+            }
         }
         ensure!(node.cri().container(&id)?.state() == cri::ContainerState::ContainerRunning);
         node.end_pod(&pod)
