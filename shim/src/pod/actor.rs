@@ -78,6 +78,8 @@ impl<Op> Slot<Op> {
     }
 }
 
+type CreateReply = oneshot::Sender<Result<Id, RequestError>>;
+
 /// A container as its actor sees it.
 #[derive(Debug)]
 struct Container {
@@ -87,7 +89,9 @@ struct Container {
     /// Counts what it was busy with, its creation being the first: tells a later turn from an earlier one.
     turn: u64,
     /// Who waits for its creation; `None` once it is over.
-    creating: Option<Vec<oneshot::Sender<Result<Id, RequestError>>>>,
+    creating: Option<Vec<CreateReply>>,
+    /// Creates under the same name that wait for the end of its removal.
+    successors: Vec<(cri::ContainerConfig, CreateReply)>,
     /// The end of a container whose creation this actor has not been told of yet.
     early: Option<wire::Exit>,
     /// Becomes true when it has ended.
@@ -103,6 +107,7 @@ impl Container {
             slot: Slot::default(),
             turn: 0,
             creating: None,
+            successors: Vec::new(),
             early: None,
             ended: watch::Sender::new(ended),
             deadline: watch::Sender::new(Instant::now()),

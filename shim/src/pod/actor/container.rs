@@ -9,9 +9,9 @@ use crisp_proto::runtime::v1::{
         ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
     },
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
-use super::{Actor, Container, ContainerOp, Done, Reply, container_key};
+use super::{Actor, Container, ContainerOp, CreateReply, Done, Reply, container_key};
 use crate::{
     container::{create, remove, stop, update},
     error::{Class, RequestError},
@@ -26,15 +26,14 @@ use crate::{
 };
 
 impl Actor {
-    pub(super) fn create(
-        &mut self,
-        config: cri::ContainerConfig,
-        reply: oneshot::Sender<Result<Id, RequestError>>,
-    ) {
+    pub(super) fn create(&mut self, config: cri::ContainerConfig, reply: CreateReply) {
         let key = container_key(&config);
         if let Some((id, container)) = self.containers.iter_mut().find(|(_, one)| one.key == key) {
             if let Some(waiting) = &mut container.creating {
                 waiting.push(reply);
+            } else if matches!(container.slot.current, Some(ContainerOp::Remove)) {
+                // What it shows now, an end that the removal made, is what no order of the two calls would show.
+                container.successors.push((config, reply));
             } else {
                 let id = id.clone();
                 let _ = reply.send(self.repeated(&id, &key));
@@ -332,6 +331,7 @@ impl Actor {
     }
 
     pub(super) fn removed(&mut self, id: &Id, result: &Result<(), RequestError>) {
+        let successors = self.containers.get_mut(id).map(|one| std::mem::take(&mut one.successors));
         if result.is_ok() {
             self.node.forget_container(id);
             self.pod.lock().containers.remove(id);
@@ -346,6 +346,9 @@ impl Actor {
             }
         }
         self.finish_container(id, result);
+        for (config, reply) in successors.into_iter().flatten() {
+            self.create(config, reply);
+        }
     }
 
     /// The OOM killer was at work; the container may run on.
