@@ -106,8 +106,8 @@ fn socket_path(listen: &str) -> Result<PathBuf, RequestError> {
     }
 }
 
-/// Whoever can connect is root on this machine: the socket is for root and its group only (CRI has no
-/// authentication of its own).
+/// Whoever can connect is root on this machine: the socket is for root alone, and not for root's group,
+/// which processes of no privilege have, too (CRI has no authentication of its own).
 fn bind(path: &Path) -> Result<UnixListener, RequestError> {
     let at = |what: &str| format!("{what} {}", path.display());
     if let Some(parent) = path.parent() {
@@ -118,6 +118,6 @@ fn bind(path: &Path) -> Result<UnixListener, RequestError> {
         fs::remove_file(path).stage(at("remove the old socket"))?;
     }
     let listener = UnixListener::bind(path).stage(at("listen on"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).stage(at("protect"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).stage(at("protect"))?;
     Ok(listener)
 }
