@@ -1,10 +1,12 @@
 //! Things of the host that a container must not get at by asking or by knowing a name: keyrings, sockets of the runtime,
 //! labels of the system's files. `r28_`, `r37_` and `r38_` of the adversarial cases.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +17,7 @@ use crisp_tests::node::Node;
 use crisp_tests::untouched::{self, tree};
 
 use crate::case::Case;
+use crate::hostile_proc::unconfined;
 
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
@@ -33,7 +36,7 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         name: "r38_no_socket_of_the_runtime_can_be_reached",
         needs: &[],
-        images: &["busybox"],
+        images: &["python:3.9", "busybox"],
         run: sockets,
     },
 ];
@@ -130,11 +133,54 @@ fn relabelled(node: &mut Node) -> Result<()> {
     })
 }
 
-/// Names of all unix sockets in the calling process's network namespace; those of a name without a file begin with `@`.
-fn socket_names() -> Result<Vec<String>> {
+/// Lines of the table of unix sockets in the calling process's network namespace: inode, and name if there is one; names
+/// without a file begin with `@`.
+fn socket_table() -> Result<Vec<(String, Option<String>)>> {
     let table = fs::read_to_string("/proc/self/net/unix")?;
-    Ok(table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(7)).map(str::to_owned).collect())
+    let entry = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        Some(((*words.get(6)?).to_owned(), words.get(7).map(|name| (*name).to_owned())))
+    };
+    Ok(table.lines().skip(1).filter_map(entry).collect())
 }
+
+/// Names of the sockets that the daemon or a monitor holds, whatever they look like.
+fn held_by_crisp(node: &Node) -> Result<Vec<String>> {
+    let mut processes = vec![node.daemon_pid()?];
+    let monitor = fs::metadata(&node.scope().monitor)?;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let executes = fs::metadata(entry.path().join("exe"));
+        if executes.is_ok_and(|exe| (exe.dev(), exe.ino()) == (monitor.dev(), monitor.ino())) {
+            processes.extend(entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+        }
+    }
+    ensure!(processes.len() >= 3, "no daemon and two monitors: {processes:?}");
+    let mut inodes = BTreeSet::new();
+    for pid in processes {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+            let target = fs::read_link(entry.path()).unwrap_or_default().display().to_string();
+            let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
+            inodes.extend(inode.map(str::to_owned));
+        }
+    }
+    let table = socket_table()?.into_iter().filter(|(inode, _)| inodes.contains(inode));
+    Ok(table.filter_map(|(_, name)| name).collect())
+}
+
+/// Connects to each name, as a file and as a name without one, with each type of socket; prints where that worked.
+const CONNECT: &str = r#"
+import socket, sys
+for name in sys.argv[1:]:
+    for form in (name, '\0' + name, '\0' + name.lstrip('@')):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+            client = socket.socket(socket.AF_UNIX, kind)
+            try:
+                client.connect(form)
+                print(name)
+            except OSError:
+                pass
+            client.close()
+"#;
 
 fn sockets(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
@@ -143,34 +189,42 @@ fn sockets(node: &mut Node) -> Result<()> {
         linux.security_context.as_mut().context("security context")?.namespace_options =
             Some(cri::NamespaceOption { network: cri::NamespaceMode::Node.into(), ..Default::default() });
         let pod = node.run_pod_as(config)?;
-        let config = secured("c", "busybox", &["sleep", "3600"], |security| {
+        let config = secured("c", "python:3.9", &["sleep", "3600"], |security| {
             let (network, pid) = (cri::NamespaceMode::Node.into(), cri::NamespaceMode::Container.into());
             security.namespace_options = Some(cri::NamespaceOption { network, pid, ..Default::default() });
+            unconfined(security);
         });
         let id = node.launch_as(&pod, &config)?;
-        let names = socket_names()?;
-        let folder = node.folder().display().to_string();
+        let mut names = held_by_crisp(node)?;
         // A name without a file is everybody's in the network namespace (CVE-2020-15257).
-        ensure!(!names.iter().any(|name| name.starts_with('@') && name.contains("crisp")), "{names:?}");
-        let own: Vec<_> = names.iter().filter(|name| name.starts_with(&folder)).collect();
-        ensure!(own.iter().any(|name| name.ends_with("crisp.sock")), "{names:?}");
-        for name in &own {
-            let meta = fs::metadata(name)?;
-            ensure!(meta.uid() == 0 && meta.mode() & 0o007 == 0, "{name}: mode {:o}", meta.mode());
-            // The container sees the name in its own /proc, and finds no such file.
-            ensure!(node.cri().exec(&id, &["ls", name])?.code != 0, "{name} is in the container");
-        }
-        let mode = fs::metadata(node.state())?.mode();
-        ensure!(mode & 0o077 == 0, "the state directory has mode {mode:o}");
+        ensure!(!names.iter().any(|name| name.starts_with('@')), "{names:?}");
+        let socket = node.endpoint().trim_start_matches("unix://").to_owned();
+        ensure!(names.contains(&socket), "{names:?}");
+        ensure!(names.len() > 1, "no monitor's socket is in the table: {names:?}");
         // The monitors' are bound through a descriptor, so the table does not say where they are.
-        let mut monitors = 0;
+        let mut files = vec![PathBuf::from(&socket)];
         for entry in fs::read_dir(node.state().join("pods"))? {
-            let path = entry?.path().join("monitor.sock");
-            let mode = fs::metadata(&path).with_context(|| path.display().to_string())?.mode();
-            ensure!(mode & 0o077 == 0, "{}: mode {mode:o}", path.display());
-            monitors += 1;
+            files.push(entry?.path().join("monitor.sock"));
         }
-        ensure!(monitors == 2, "{monitors} monitors have a socket, and there are two pods");
+        ensure!(files.len() == 3, "there are two pods: {files:?}");
+        for path in &files {
+            let meta = fs::metadata(path).with_context(|| path.display().to_string())?;
+            let mode = meta.mode() & 0o777;
+            ensure!(meta.uid() == 0 && mode == 0o600, "{}: mode {mode:o}", path.display());
+            names.push(path.display().to_string());
+        }
+        let mode = fs::metadata(node.state())?.mode() & 0o777;
+        ensure!(mode == 0o700, "the state directory has mode {mode:o}");
+        // One that can be reached shows that the others could be.
+        let control = format!("control-of-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&control)?;
+        let _listener = UnixListener::bind_addr(&address)?;
+        names.push(control.clone());
+        let mut command = vec!["python3", "-c", CONNECT];
+        command.extend(names.iter().map(String::as_str));
+        let said = node.cri().exec(&id, &command)?;
+        let reached: BTreeSet<_> = said.stdout.lines().collect();
+        ensure!(said.code == 0 && reached == BTreeSet::from([control.as_str()]), "{said:?} of {names:?}");
         node.end_pod(&pod)
     })
 }
