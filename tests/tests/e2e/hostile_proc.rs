@@ -1,5 +1,5 @@
 //! Attempts to turn what the runtime does in `/proc` and `/sys` against the host, and to see what is masked there. `r09_`,
-//! `r10_`, `r26_` and `r27_` of the adversarial cases.
+//! `r10_` and `r26_` of the adversarial cases.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,16 +32,10 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "r10_an_image_cannot_move_proc_or_sys", needs: &[], images: &["busybox"], run: moved },
     Case { name: "r26_masked_paths_stay_masked", needs: &[], images: &["busybox"], run: masked },
     Case { name: "r26_any_list_of_paths_is_bounded", needs: &[], images: &["busybox"], run: lists },
-    Case {
-        name: "r27_no_new_mount_shows_what_is_masked",
-        needs: &[],
-        images: &["python:3.9", "busybox"],
-        run: new_mounts,
-    },
 ];
 
 /// What kubelet sends for a container with an ordinary `/proc`.
-const MASKED: [&str; 12] = [
+pub(crate) const MASKED: [&str; 12] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/interrupts",
@@ -57,7 +51,8 @@ const MASKED: [&str; 12] = [
 ];
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-fn default_paths(security: &mut cri::LinuxContainerSecurityContext) {
+/// Sets the lists of [`MASKED`] and read-only paths.
+pub(crate) fn default_paths(security: &mut cri::LinuxContainerSecurityContext) {
     security.masked_paths = words(&MASKED);
     security.readonly_paths = words(&READONLY);
 }
@@ -332,79 +327,5 @@ fn lists(node: &mut Node) -> Result<()> {
         }
         node.end_pod(&pod)?;
         node.remove_image("test/lists:1")
-    })
-}
-
-/// Tries system calls that could show the host or unmasked file systems, and prints those that succeed. Numbers are those
-/// that x86-64 has, and all newer ones that every architecture shares.
-const CALLS: &str = r#"
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-NEWNS, NEWUSER = 0x20000, 0x10000000
-p = ctypes.c_char_p
-handle = ctypes.create_string_buffer(b'\x80\0\0\0\x01\0\0\0' + b'\0' * 128)
-calls = {
-    'unshare user': (272, NEWUSER), 'unshare mount': (272, NEWNS),
-    'mount proc': (165, p(b'proc'), p(b'/tmp'), p(b'proc'), 0, None),
-    'mount bind': (165, p(b'/'), p(b'/tmp'), None, 0x5000, None),
-    'mount move': (165, p(b'/proc'), p(b'/tmp'), None, 0x2000, None),
-    'remount': (165, None, p(b'/proc'), None, 0x20, None),
-    'umount': (166, p(b'/proc/kcore'), 2),
-    'pivot_root': (155, p(b'/tmp'), p(b'/tmp')),
-    'open_by_handle_at': (304, os.open('/', 0), handle, 0),
-    'open_tree clone': (428, -100, p(b'/proc'), 1), 'fsopen': (430, p(b'proc'), 0),
-    'move_mount': (429, -100, p(b'/proc'), -100, p(b'/tmp'), 0), 'fspick': (433, -100, p(b'/proc'), 0),
-    'mount_setattr': (442, -100, p(b'/proc'), 0, handle, 32),
-    'setns': (308, os.open('/proc/self/ns/mnt', 0), 0), 'bpf': (321, 5, handle, 128),
-    'io_uring_setup': (425, 4, handle),
-}
-for name in sys.argv[1:] or calls:
-    number, *rest = calls[name]
-    if libc.syscall(ctypes.c_long(number), *rest) >= 0:
-        print(name)
-"#;
-
-fn new_mounts(node: &mut Node) -> Result<()> {
-    untouched::around(node, |node, _| {
-        let pod = node.run_pod("new-mounts")?;
-        let filtered = secured("filtered", "python:3.9", &["sleep", "3600"], |security| {
-            default_paths(security);
-            unconfined(security);
-            let profile_type = ProfileType::RuntimeDefault.into();
-            security.seccomp = Some(cri::SecurityProfile { profile_type, ..Default::default() });
-        });
-        let filtered = node.launch_as(&pod, &filtered)?;
-        let said = node.cri().exec(&filtered, &["python3", "-c", CALLS])?;
-        ensure!(said.code == 0 && said.stdout.is_empty(), "with a filter: {said:?}");
-        // Without a filter and without a profile it is capabilities and locked mounts that hold.
-        let free = secured("free", "python:3.9", &["sleep", "3600"], |security| {
-            default_paths(security);
-            unconfined(security);
-        });
-        let free = node.launch_as(&pod, &free)?;
-        let alone = [
-            "mount proc",
-            "mount bind",
-            "mount move",
-            "remount",
-            "umount",
-            "pivot_root",
-            "open_tree clone",
-            "fsopen",
-            "move_mount",
-            "fspick",
-            "mount_setattr",
-            "open_by_handle_at",
-            "bpf",
-        ];
-        for name in alone {
-            let said = node.cri().exec(&free, &["python3", "-c", CALLS, name])?;
-            ensure!(said.code == 0 && said.stdout.is_empty(), "{name}: {said:?}");
-        }
-        // All of them in one process: the first makes a user namespace, and the others are made with its capabilities.
-        let said = node.cri().exec(&free, &["python3", "-c", CALLS])?;
-        let opened = ["mount proc", "mount move", "umount", "open_by_handle_at"];
-        ensure!(said.code == 0 && !said.stdout.lines().any(|name| opened.contains(&name)), "{said:?}");
-        node.end_pod(&pod)
     })
 }

@@ -40,6 +40,7 @@ mod mount_requests;
 mod namespaces;
 mod netns_command;
 mod network;
+mod new_mounts;
 mod own_processes;
 mod own_program;
 mod pairs;
@@ -144,6 +145,7 @@ fn main() -> ExitCode {
         hostile_accounts::CASES,
         transport::CASES,
         hostile_proc::CASES,
+        new_mounts::CASES,
         host_reach::CASES,
         pod_fields::CASES,
         volumes::CASES,
