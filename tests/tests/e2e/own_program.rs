@@ -3,8 +3,11 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use crisp_tests::build::{Build, Tar};
 use crisp_tests::cri::{bind, secured};
 use crisp_tests::flipper;
@@ -96,6 +99,52 @@ while not os.path.exists('/report/stop'):
                 pass
 "#;
 
+/// A loader and libraries of the image's own: the monitor's program takes none of them. `/bin/dynamic` is a program of
+/// this machine's that takes the loader.
+fn trap() -> Result<Tar> {
+    let program = fs::read("/bin/true")?;
+    let loader = "lib64/ld-linux-x86-64.so.2";
+    ensure!(
+        program.windows(loader.len()).any(|part| part == loader.as_bytes()),
+        "/bin/true is linked in another way"
+    );
+    let marker = marker();
+    Ok(Tar::default()
+        .dir("lib64")
+        .entry(b'0', loader, "", &marker, 0o755)
+        .dir("etc")
+        .file("etc/ld.so.preload", b"/lib/libseccomp.so.2\n")
+        .dir("lib")
+        .entry(b'0', "lib/libseccomp.so.2", "", &marker, 0o755)
+        .entry(b'0', "bin/dynamic", "", &program, 0o755))
+}
+
+/// An x86-64 program for any address, also a loader: it makes a file `/report/ran` and ends with 42.
+fn marker() -> Vec<u8> {
+    const CODE: &[u8] = b"\xb8\x02\0\0\0\x48\x8d\x3d\x18\0\0\0\xbe\x41\0\0\0\xba\xb6\x01\0\0\x0f\x05\
+        \xb8\x3c\0\0\0\xbf\x2a\0\0\0\x0f\x05/report/ran\0";
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let (shared, x86_64, header, segment) = (3_u16, 62_u16, 64_u16, 56_u16);
+    let (entry, length) = (u64::from(header + segment), u64::from(header + segment) + CODE.len() as u64);
+    elf.extend(shared.to_le_bytes());
+    elf.extend(x86_64.to_le_bytes());
+    elf.extend(1_u32.to_le_bytes());
+    for word in [entry, u64::from(header), 0] {
+        elf.extend(word.to_le_bytes());
+    }
+    elf.extend(0_u32.to_le_bytes());
+    for half in [header, segment, 1, 0, 0, 0] {
+        elf.extend(half.to_le_bytes());
+    }
+    // One segment with all of it, to be read and executed.
+    elf.extend([1_u32, 5].map(u32::to_le_bytes).concat());
+    for word in [0, 0, 0, length, length, 0x1000] {
+        elf.extend(word.to_le_bytes());
+    }
+    elf.extend(CODE);
+    elf
+}
+
 fn overwritten(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
         let monitor = node.scope().monitor.clone();
@@ -103,19 +152,11 @@ fn overwritten(node: &mut Node) -> Result<()> {
         let pod = node.run_pod("own-program")?;
         for (number, interpreter) in INTERPRETERS.into_iter().enumerate() {
             let shell = |layer: Tar| layer.entry(b'0', "bin/sh", "", interpreter.as_bytes(), 0o755);
-            // A loader and libraries of the image's own: the monitor's program takes none of them.
-            let trap = Tar::default()
-                .dir("lib64")
-                .symlink("lib64/ld-linux-x86-64.so.2", "/bin/busybox")
-                .dir("etc")
-                .file("etc/ld.so.preload", b"/lib/libseccomp.so.2\n")
-                .dir("lib")
-                .symlink("lib/libseccomp.so.2", "/bin/busybox");
-            node.build_image(NAME, Build::on("busybox").layer(shell(trap)))?;
-            started(node, &pod, number).context(interpreter)?;
+            node.build_image(NAME, Build::on("busybox").layer(shell(trap()?)))?;
+            trapped(node, &pod, number).context(interpreter)?;
             node.remove_image(NAME)?;
             node.build_image(NAME, Build::on("python:3.9").layer(shell(Tar::default())))?;
-            started(node, &pod, number).context(interpreter)?;
+            started(node, &pod, number, None).context(interpreter)?;
             executed(node, &pod, number).context(interpreter)?;
             if interpreter.contains(' ') {
                 held(node, &pod)?;
@@ -127,20 +168,68 @@ fn overwritten(node: &mut Node) -> Result<()> {
     })
 }
 
+/// In an image with a loader of its own, which runs with every program that asks for it, and never with the monitor's.
+fn trapped(node: &Node, pod: &Pod, number: usize) -> Result<()> {
+    let report = node.folder().join(format!("trap-{number}"));
+    fs::create_dir(&report)?;
+    let ran = report.join("ran");
+    started(node, pod, number, Some(&report))?;
+    let name = format!("trapped-{number}");
+    let mut config = secured(&name, NAME, &["/bin/busybox", "sleep", "3600"], unconfined);
+    config.mounts = vec![bind(&report, "/report")];
+    let id = node.launch_as(pod, &config)?;
+    while_nothing_is_mounted(node, || {
+        for _ in 0..flipper::rounds() / INTERPRETERS.len() / 4 {
+            let _ = node.cri().exec(&id, &["/bin/sh"]);
+        }
+        Ok(())
+    })?;
+    ensure!(!ran.exists(), "the image's loader ran with the monitor's program");
+    // It would have been seen.
+    let said = node.cri().exec(&id, &["/bin/dynamic"])?;
+    ensure!(said.code == 42 && ran.exists(), "the trap does not work: {said:?}");
+    Ok(node.cri().remove(&id)?)
+}
+
+/// Does `work`, meanwhile looking at the mounts of the daemon's namespace, which is the host's: an exec makes none there.
+fn while_nothing_is_mounted(node: &Node, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let table = format!("/proc/{}/mountinfo", node.daemon_pid()?);
+    let before = fs::read_to_string(&table)?;
+    let over = AtomicBool::new(false);
+    let (worked, looked) = thread::scope(|scope| {
+        let look = scope.spawn(|| -> Result<usize> {
+            let mut looks = 0;
+            while !over.load(Ordering::Relaxed) {
+                let now = fs::read_to_string(&table)?;
+                ensure!(now == before, "mounts during an exec, before:\n{before}\nand now:\n{now}");
+                looks += 1;
+                thread::yield_now();
+            }
+            Ok(looks)
+        });
+        let worked = work();
+        over.store(true, Ordering::Relaxed);
+        (worked, look.join().map_err(|_| anyhow!("the look-out panicked")))
+    });
+    worked?;
+    ensure!(looked?? > 0, "nobody has looked");
+    Ok(())
+}
+
 /// As the container's first process: it is not started, or it is one program of the container that ends badly.
-fn started(node: &Node, pod: &Pod, number: usize) -> Result<()> {
+fn started(node: &Node, pod: &Pod, number: usize, report: Option<&Path>) -> Result<()> {
     for tty in [false, true] {
         let mut config =
             secured(&format!("started-{number}-{tty}"), NAME, &["/bin/sh", "-c", ":"], unconfined);
         config.tty = tty;
+        config.mounts = report.map(|report| bind(report, "/report")).into_iter().collect();
         let id = node.cri().create(&pod.id, &config, &pod.config)?;
         let waits = node.cri().start(&id).is_ok() && tty && number == INTERPRETERS.len() - 1;
         if !waits {
             let status = node.wait_for_exit(&id)?;
             ensure!(status.exit_code != 0 || number == INTERPRETERS.len() - 1, "{status:?}");
         }
-        let log = crate::logs::read(node, &id)?;
-        ensure!(!log.iter().any(|line| line.content.contains("BusyBox")), "the image's loader ran: {log:?}");
+        ensure!(!report.is_some_and(|report| report.join("ran").exists()), "the image's loader ran");
         node.cri().stop(&id, 0)?;
         node.cri().remove(&id)?;
     }
@@ -156,10 +245,13 @@ fn executed(node: &Node, pod: &Pod, number: usize) -> Result<()> {
     config.mounts = vec![bind(&report, "/report")];
     let id = node.launch_as(pod, &config)?;
     crate::logs::wait_for_lines(node, &id, 1)?;
-    for _ in 0..flipper::rounds() / INTERPRETERS.len() {
-        // Whether it can be run is not the point.
-        let _ = node.cri().exec(&id, &["/bin/sh"]);
-    }
+    while_nothing_is_mounted(node, || {
+        for _ in 0..flipper::rounds() / INTERPRETERS.len() {
+            // Whether it can be run is not the point.
+            let _ = node.cri().exec(&id, &["/bin/sh"]);
+        }
+        Ok(())
+    })?;
     fs::write(report.join("stop"), "")?;
     let status = node.wait_for_exit(&id)?;
     let log = crate::logs::read(node, &id)?;
