@@ -1,14 +1,18 @@
 //! Where a container's log goes is nobody's to choose but the client's: traps at the path of the log.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::{container_config, refused};
-use crisp_tests::node::Node;
-use crisp_tests::untouched::{self, Canary};
+use crisp_tests::flipper::Flipper;
+use crisp_tests::node::{Node, Pod};
+use crisp_tests::untouched::{self, Canary, Untouched};
+use crisp_tests::{command, flipper};
 use nix::sys::stat::Mode;
 use tonic::Code;
 
@@ -22,8 +26,15 @@ pub(crate) const CASES: &[Case] = &[
         images: &["busybox"],
         run: directories,
     },
+    Case {
+        name: "c02_what_is_mounted_at_a_log_directory_stays",
+        needs: &[],
+        images: &["busybox"],
+        run: mounted,
+    },
     Case { name: "c03_a_trap_in_place_of_a_log_is_refused", needs: &[], images: &["busybox"], run: traps },
     Case { name: "c03_a_log_path_leaves_no_directory", needs: &[], images: &["busybox"], run: paths },
+    Case { name: "c03_a_race_leads_no_log_astray", needs: &[], images: &["busybox"], run: raced },
     Case {
         name: "c03_a_trap_is_refused_when_the_log_is_reopened",
         needs: &[],
@@ -74,9 +85,68 @@ fn directories(node: &mut Node) -> Result<()> {
         let status = node.cri().launch(&pod.id, &config, &pod.config).err().context("a link was followed")?;
         ensure!(status.message().contains("log"), "{status:?}");
         fs::remove_file(&directory)?;
-        // What is mounted at a log directory is not ours to unmount.
         node.end_pod(&pod)
     })
+}
+
+/// File systems of the operator's at a log directory and below it stay where they are, whatever becomes of the pod.
+fn mounted(node: &mut Node) -> Result<()> {
+    let mut watch = Untouched::before(node)?;
+    let config = node.pod_config("mounted");
+    let directory = PathBuf::from(&config.log_directory);
+    let below = directory.join("c");
+    let mounts = [&directory, &below].map(|place| -> Result<Mounted> {
+        fs::create_dir_all(place)?;
+        Mounted::tmpfs(place)
+    });
+    let mounts = mounts.into_iter().collect::<Result<Vec<_>>>()?;
+    let still = |when: &str| -> Result<()> {
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        for place in [&directory, &below] {
+            let at = place.display().to_string();
+            let count = table.lines().filter(|line| line.split(' ').nth(4) == Some(&at)).count();
+            ensure!(count == 1, "{when}: {count} mounts at {at}");
+        }
+        Ok(())
+    };
+    for what in ["removed", "stopped, daemon killed, removed"] {
+        let pod = node.run_pod_as(config.clone())?;
+        let id = node.launch(&pod, "c", "busybox", &["echo", "logged"])?;
+        node.wait_for_exit(&id)?;
+        ensure!(below.join("0.log").metadata()?.len() > 0, "the log is not in the inner file system");
+        node.cri().stop_pod(&pod.id)?;
+        still("after StopPodSandbox")?;
+        if what != "removed" {
+            node.kill_and_restart()?;
+            watch.daemon_was_replaced(node)?;
+            still("after a restart")?;
+        }
+        node.cri().remove(&id)?;
+        still("after RemoveContainer")?;
+        node.cri().remove_pod(&pod.id)?;
+        still("after RemovePodSandbox")?;
+    }
+    node.kill_and_restart()?;
+    watch.daemon_was_replaced(node)?;
+    still("after the last restart")?;
+    drop(mounts);
+    watch.after(node)
+}
+
+/// A tmpfs that goes with this value, also when the test has failed.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tmpfs(place: &Path) -> Result<Self> {
+        command::run(Command::new("mount").args(["-t", "tmpfs", "operators"]).arg(place))?.ok()?;
+        Ok(Self(place.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = command::run(Command::new("umount").arg("-l").arg(&self.0));
+    }
 }
 
 /// Everything that can stand where a log is to be and is none.
@@ -219,4 +289,62 @@ fn reopened(node: &mut Node) -> Result<()> {
         ensure!(numbers.iter().enumerate().all(|(at, number)| at == *number), "lines lost or doubled");
         node.end_pod(&pod)
     })
+}
+
+/// The log, and then the folder that it is in, is exchanged with a link to the canary while containers are made, started and
+/// told to open their logs anew. Each call does what it is asked to or is refused; nothing is written through the link.
+fn raced(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, canary| {
+        let pod = node.run_pod("raced")?;
+        let folder = PathBuf::from(&pod.config.log_directory).join("c");
+        let beside = folder.with_extension("link");
+        for (what, own, link, target) in [
+            ("the file", folder.join("0.log"), folder.join("link"), canary.path().join("secret")),
+            ("its folder", folder.clone(), beside, canary.path().to_owned()),
+        ] {
+            fs::create_dir_all(&folder)?;
+            fs::write(folder.join("0.log"), "")?;
+            symlink(&target, &link)?;
+            let rounds = flipper::rounds() / 2;
+            let race = Flipper::start(&own, &link);
+            let mut done = BTreeMap::new();
+            for _ in 0..rounds {
+                for (call, worked) in one_life(node, &pod)? {
+                    *done.entry(call).or_insert(0) += usize::from(worked);
+                }
+            }
+            race.stop(rounds)?;
+            for call in ["create", "start", "reopen"] {
+                ensure!(
+                    done.get(call).is_some_and(|times| *times > 0),
+                    "{what}: nothing was tried: {done:?}"
+                );
+            }
+            for path in [&own, &link] {
+                if path.is_symlink() {
+                    fs::remove_file(path)?;
+                }
+            }
+            let _ = fs::rename(&link, &own);
+        }
+        node.end_pod(&pod)
+    })
+}
+
+/// A container that writes what must not be found elsewhere; which calls of its life have worked.
+fn one_life(node: &Node, pod: &Pod) -> Result<Vec<(&'static str, bool)>> {
+    let line = "echo escaped; sleep 3600";
+    let config = container_config("c", "busybox", &["sh", "-c", line]);
+    let mut calls = Vec::new();
+    let made = node.cri().create(&pod.id, &config, &pod.config);
+    calls.push(("create", made.is_ok()));
+    let Ok(id) = made else { return Ok(calls) };
+    let started = node.cri().start(&id).is_ok();
+    calls.push(("start", started));
+    for _ in 0..3 {
+        let request = cri::ReopenContainerLogRequest { container_id: id.clone() };
+        calls.push(("reopen", started && node.cri().reopen_container_log(request).is_ok()));
+    }
+    node.cri().remove(&id)?;
+    Ok(calls)
 }
