@@ -32,6 +32,8 @@ pub(crate) fn trials<'a>(cases: impl Iterator<Item = &'a Case>) -> Vec<Trial> {
     let wanted = |case: &&Case| match set.as_str() {
         "controllers" => needs_node(case),
         "no-controllers" => !needs_node(case),
+        "own-kernel" => needs_own_kernel(case),
+        "shared-kernel" => !needs_own_kernel(case),
         _ => true,
     };
     cases.filter(wanted).map(|case| trial(*case, required)).collect()
@@ -39,7 +41,12 @@ pub(crate) fn trials<'a>(cases: impl Iterator<Item = &'a Case>) -> Vec<Trial> {
 
 /// Whether a test needs what only the kernel of a real node has.
 fn needs_node(case: &Case) -> bool {
-    case.needs.iter().any(|need| matches!(need, Need::Controllers | Need::AppArmor | Need::OwnKernel))
+    needs_own_kernel(case) || case.needs.contains(&Need::Controllers)
+}
+
+/// Whether a test needs a kernel in which it may change what no namespace keeps apart: clock, disks, loaded profiles.
+fn needs_own_kernel(case: &Case) -> bool {
+    case.needs.iter().any(|need| matches!(need, Need::AppArmor | Need::OwnKernel))
 }
 
 fn trial(case: Case, required: bool) -> Trial {

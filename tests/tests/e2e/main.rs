@@ -4,7 +4,7 @@
 //! the place: hack/node (private namespaces on this machine) or hack/vm (a kernel with cgroup v2 controllers).
 //!
 //! Environment: `CRISP_E2E=require` turns a missing capability from "ignored" into a failure; `CRISP_E2E_SET` is `all`
-//! (default), `controllers` (only tests that need cgroup controllers) or `no-controllers` (only the others).
+//! (default) or one of the sets that docs/testing.md lists.
 
 mod apparmor;
 mod broken_records;
