@@ -12,7 +12,14 @@ pub(super) use outcome::Outcome;
 pub(super) use receive::{Incoming, Receiver};
 pub(super) use resize::Sizes;
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use super::{spdy, transport::Outbox, websocket};
 
@@ -53,9 +60,15 @@ pub(super) struct Sender {
     wanted: Wanted,
     /// The result is a Status in JSON, and not a text that is empty when all is well.
     json: bool,
+    /// Channels that have ended, a bit each.
+    ended: Arc<AtomicU8>,
 }
 
 impl Sender {
+    fn new(out: Outbox, wire: Wire, wanted: Wanted, json: bool) -> Self {
+        Self { out, wire, wanted, json, ended: Arc::default() }
+    }
+
     /// Sends bytes, at most [`CHUNK`]; what the call has not asked for goes nowhere.
     ///
     /// Cancel safety: the bytes are sent whole or not at all, as long as anything is sent after them.
@@ -85,12 +98,21 @@ impl Sender {
             .await
     }
 
-    /// Nothing more comes on a channel.
+    /// Nothing more comes on a channel; one that has ended already stays so.
+    ///
+    /// Cancel safety: the channel has not ended, or its end is sent as [`Sender::data`] is.
     pub(super) async fn end(&self, channel: Channel) -> io::Result<()> {
         match self.wire {
             Wire::Spdy(streams) if streams[channel as usize] != 0 => {
                 let frame = spdy::frame::data_head(streams[channel as usize], true, 0);
-                self.out.send(|out| out.extend(frame)).await
+                let bit = 1 << channel as u8;
+                self.out
+                    .send(|out| {
+                        if self.ended.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+                            out.extend(frame);
+                        }
+                    })
+                    .await
             }
             // A WebSocket has no end of a channel but its own.
             _ => Ok(()),
@@ -111,6 +133,10 @@ impl Sender {
     /// is on its way to it is lost, and gives up a client that does not.
     pub(super) async fn finish(&self, mut receiver: Receiver, outcome: &Outcome) {
         let told = async {
+            // Clients hear the output to its end before they look at the result. Where nothing was started, or what
+            // was did not end, nobody else has ended it.
+            self.end(Channel::Stdout).await?;
+            self.end(Channel::Stderr).await?;
             let text = outcome.told(self.json);
             if !text.is_empty() {
                 self.data(Channel::Error, &text).await?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::{container_config, refused, words};
 use crisp_tests::node::{Node, Pod};
-use crisp_tests::streaming::{Spdy, WebSocket};
+use crisp_tests::streaming::{Spdy, Told, WebSocket};
 use crisp_tests::wait;
 use sha2::{Digest, Sha256};
 use tonic::Code;
@@ -260,14 +260,37 @@ fn failures(node: &mut Node) -> Result<()> {
             let told = socket.told()?;
             let message = told.failure()?;
             ensure!(message.contains(words) && told.stdout.is_empty(), "{told:?}");
+            // Over SPDY each stream has an end of its own, before which a client does not look at the error.
+            let told = told_over_spdy(&exec_url(node, &id, command, true, tty)?, true, tty)?;
+            ensure!(told.failure()? == message && told.stdout.is_empty(), "{told:?}");
         }
     }
     // A container that ends between the call and the session.
-    let url = exec_url(node, &id, &["true"], false, false)?;
+    let exec = [exec_url(node, &id, &["true"], false, false)?, exec_url(node, &id, &["true"], false, false)?];
+    let attach = [attach_url(node, &id, false, false)?, attach_url(node, &id, false, false)?];
     node.cri().stop(&id, 0)?;
-    let told = WebSocket::open(&url, V5)?.told()?;
-    ensure!(told.failure()?.contains("does not run"), "{told:?}");
+    for [first, second] in [exec, attach] {
+        let told = WebSocket::open(&first, V5)?.told()?;
+        ensure!(told.failure()?.contains("does not run"), "{told:?}");
+        let told = told_over_spdy(&second, false, false)?;
+        ensure!(told.failure()?.contains("does not run"), "{told:?}");
+    }
     node.end_pod(&pod)
+}
+
+/// All that a session over SPDY says, with every stream that it can have.
+fn told_over_spdy(url: &str, stdin: bool, tty: bool) -> Result<Told> {
+    let mut spdy = Spdy::open(url, &["v4.channel.k8s.io"], "v4.channel.k8s.io")?;
+    let kinds = [
+        Some("error"),
+        stdin.then_some("stdin"),
+        Some("stdout"),
+        (!tty).then_some("stderr"),
+        tty.then_some("resize"),
+    ];
+    let kinds: Vec<_> = kinds.into_iter().flatten().collect();
+    spdy.streams(&kinds)?;
+    spdy.told(&kinds)
 }
 
 fn client_gone(node: &mut Node) -> Result<()> {

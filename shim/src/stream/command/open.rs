@@ -62,12 +62,12 @@ pub(in crate::stream) async fn open(
             let wait = timeout(PATIENCE, streams(&mut connection, wanted, resize));
             let (ids, ended) = wait.await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             let receiver = Receiver::new(Stream::Spdy { connection: *connection, ids }, ended);
-            Ok((receiver, Sender { out, wire: Wire::Spdy(ids), wanted, json }))
+            Ok((receiver, Sender::new(out, Wire::Spdy(ids), wanted, json)))
         }
         Upgraded::WebSocket(socket) => {
             let base64 = protocol.contains("base64");
             let wire = if base64 { Wire::Base64 } else { Wire::Binary };
-            let sender = Sender { out, wire, wanted, json };
+            let sender = Sender::new(out, wire, wanted, json);
             // Clients take the first message as the sign that the session has begun.
             let outputs = [Channel::Stdout, Channel::Stderr, Channel::Error];
             let first = outputs.into_iter().find(|channel| wanted.has(*channel));
