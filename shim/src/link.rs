@@ -26,6 +26,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{Class, RequestError, Stage};
 
@@ -62,6 +63,7 @@ struct Inner {
     socket: UnixStream,
     next: AtomicU64,
     waiting: Mutex<Waiting>,
+    ended: CancellationToken,
 }
 
 /// A connection to a monitor. Clones share it.
@@ -83,7 +85,8 @@ impl Link {
         })?;
         let socket = UnixStream::from_std(socket.into()).stage(at("register with the event loop"))?;
         let waiting = Mutex::new(Waiting { replies: Some(HashMap::new()), ..Waiting::default() });
-        let inner = Arc::new(Inner { socket, next: AtomicU64::new(1), waiting });
+        let ended = CancellationToken::new();
+        let inner = Arc::new(Inner { socket, next: AtomicU64::new(1), waiting, ended });
         let (events, receiver) = mpsc::unbounded_channel();
         tokio::spawn(read(Arc::downgrade(&inner), events));
         let link = Link(inner);
@@ -91,6 +94,13 @@ impl Link {
             (Body::Pod(state), _) => Ok((link, receiver, state)),
             (other, _) => Err(RequestError::unknown(at(&format!("unexpected answer to hello: {other:?}")))),
         }
+    }
+
+    /// Completes when the monitor has ended, and with it its pod.
+    ///
+    /// Cancel safety: nothing is lost.
+    pub async fn ended(&self) {
+        self.0.ended.cancelled().await;
     }
 
     /// Asks, and waits for the answer.
@@ -236,6 +246,7 @@ async fn read(inner: std::sync::Weak<Inner>, events: mpsc::UnboundedSender<Event
     // Before the waiters are told: their failures must find the exits applied that the end of the monitor means.
     let _ = events.send(Event::Gone);
     if let Some(strong) = inner.upgrade() {
+        strong.ended.cancel();
         let mut waiting = lock(&strong.waiting);
         waiting.replies = None;
         waiting.execs.clear();

@@ -145,9 +145,9 @@ impl Streams {
         if let Some(port) = request.port.iter().find(|port| !(1..=65535).contains(*port)) {
             return Err(RequestError::invalid(format!("port {port} is not 1 to 65535")));
         }
-        let sandbox = node.pod(&request.pod_sandbox_id)?.sandbox();
-        session::place(node, &sandbox)?;
-        let pod_sandbox_id = sandbox.id.to_string();
+        let pod = node.pod(&request.pod_sandbox_id)?;
+        session::place(node, &pod)?;
+        let pod_sandbox_id = pod.id.to_string();
         self.url(Asked::PortForward(cri::PortForwardRequest { pod_sandbox_id, ..request }))
     }
 

@@ -18,6 +18,7 @@ pub mod program;
 pub mod raw;
 pub mod signal;
 pub mod socket;
+pub mod tcp;
 pub mod terminal;
 pub mod time;
 pub mod wait;

@@ -388,9 +388,13 @@ impl Spdy {
     /// # Errors
     /// The connection is gone.
     pub fn control(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
+        self.control_frame(kind, 0, body)
+    }
+
+    fn control_frame(&mut self, kind: u16, flags: u32, body: &[u8]) -> io::Result<()> {
         let mut frame = vec![0x80, 3];
         frame.extend(kind.to_be_bytes());
-        frame.extend((body.len() as u32).to_be_bytes());
+        frame.extend((flags << 24 | body.len() as u32).to_be_bytes());
         frame.extend(body);
         self.socket.write_all(&frame)
     }
@@ -400,6 +404,18 @@ impl Spdy {
     /// # Errors
     /// The connection is gone.
     pub fn stream(&mut self, id: u32, headers: &[(&str, &str)]) -> io::Result<()> {
+        self.begin(id, 0, headers)
+    }
+
+    /// Opens a stream and says with it that nothing will be sent on it.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn stream_without_data(&mut self, id: u32, headers: &[(&str, &str)]) -> io::Result<()> {
+        self.begin(id, 1, headers)
+    }
+
+    fn begin(&mut self, id: u32, flags: u32, headers: &[(&str, &str)]) -> io::Result<()> {
         let mut plain = (headers.len() as u32).to_be_bytes().to_vec();
         for text in headers.iter().flat_map(|(name, value)| [name, value]) {
             plain.extend((text.len() as u32).to_be_bytes());
@@ -415,7 +431,7 @@ impl Spdy {
         body.extend((plain.len() as u16).to_le_bytes());
         body.extend((!(plain.len() as u16)).to_le_bytes());
         body.extend(plain);
-        self.control(1, &body)
+        self.control_frame(1, flags, &body)
     }
 
     /// Sends data.

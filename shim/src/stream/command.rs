@@ -151,6 +151,10 @@ impl Sender {
         };
         // Whoever does not take even this has gone in all but name.
         let _ = tokio::time::timeout(LINGER, told).await;
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.out.shut_down()).await;
+        let farewell = async {
+            receiver.go_away().await;
+            self.out.shut_down().await;
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
     }
 }

@@ -4,7 +4,10 @@
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -18,11 +21,10 @@ use super::{
     transport::{Activity, Intake, Outbox, Peer},
     websocket::connection::WebSocket,
 };
-use crate::{
-    error::RequestError,
-    node::Node,
-    record::{SandboxPhase, SandboxRecord},
-};
+use crate::{error::RequestError, node::Node, pod::Pod, record::SandboxPhase};
+
+/// How long the end of a port-forward's connection may take to be sent.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What limits a session from outside.
 pub(super) struct Limits {
@@ -63,15 +65,21 @@ pub(super) async fn run(
     };
     match asked {
         Asked::PortForward(request) => {
-            let connection = match upgraded {
+            let mut connection = match upgraded {
                 Upgraded::Spdy(connection) => *connection,
                 Upgraded::WebSocket(socket) => Connection::new(Source::Tunnel(socket), out.clone()),
             };
-            let served = port_forward(node, &request.pod_sandbox_id, connection, &out, &peer);
+            let served = port_forward(node, &request.pod_sandbox_id, &mut connection, &out, &peer);
             tokio::select! {
                 () = served => {}
                 () = given_up => {}
             }
+            // Whoever does not take this has gone in all but name.
+            let farewell = async {
+                connection.go_away().await;
+                out.shut_down().await;
+            };
+            let _ = timeout(FAREWELL, farewell).await;
         }
         Asked::Exec(request) => {
             let wanted = Wanted {
@@ -131,8 +139,14 @@ async fn finish(client: Client, outcome: Option<Outcome>) {
     }
 }
 
-async fn port_forward(node: &Arc<Node>, sandbox: &str, connection: Connection, out: &Outbox, peer: &Peer) {
-    let served = match node.pod(sandbox).and_then(|pod| place(node, &pod.sandbox())) {
+async fn port_forward(
+    node: &Arc<Node>,
+    sandbox: &str,
+    connection: &mut Connection,
+    out: &Outbox,
+    peer: &Peer,
+) {
+    let served = match node.pod(sandbox).and_then(|pod| place(node, &pod)) {
         Ok(place) => forward::run(connection, out.clone(), peer, Arc::new(place)).await,
         // There is no stream yet on which it could be told: the connection just ends.
         Err(error) => return tracing::debug!(%error, "port-forward"),
@@ -140,21 +154,20 @@ async fn port_forward(node: &Arc<Node>, sandbox: &str, connection: Connection, o
     if let Err(error) = served {
         tracing::debug!(%error, "port-forward");
     }
-    out.shut_down().await;
 }
 
-/// Where the ports of a sandbox are.
+/// Where the ports of a pod are.
 ///
 /// # Errors
 /// It is not ready.
-pub(super) fn place(node: &Node, sandbox: &SandboxRecord) -> Result<Place, RequestError> {
-    if sandbox.phase != SandboxPhase::Ready {
-        return Err(RequestError::precondition(format!("sandbox {} is not ready", sandbox.id.short(12))));
-    }
-    Ok(match sandbox.network {
-        None => Place::Host,
-        Some(_) => {
-            Place::Pod(Path::new(&node.config.network.pin_dir).join(node.pin_name(sandbox.id.as_str())))
+pub(super) fn place(node: &Node, pod: &Arc<Pod>) -> Result<Place, RequestError> {
+    let view = pod.view();
+    let id = &view.sandbox.id;
+    match (view.sandbox.phase, &view.sandbox.network, view.link) {
+        (SandboxPhase::Ready, Some(_), _) => {
+            Ok(Place::Pod(Path::new(&node.config.network.pin_dir).join(node.pin_name(id.as_str()))))
         }
-    })
+        (SandboxPhase::Ready, None, Some(link)) => Ok(Place::Host(pod.clone(), link)),
+        _ => Err(RequestError::precondition(format!("sandbox {} is not ready", id.short(12)))),
+    }
 }

@@ -64,9 +64,15 @@ impl Activity {
         Self { begin: Instant::now(), millis: Arc::default() }
     }
 
-    fn note(&self) {
+    /// Something goes over it now.
+    pub(super) fn note(&self) {
         let millis = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// How long nothing has gone over it.
+    pub(super) fn quiet(&self) -> Duration {
+        (self.begin + Duration::from_millis(self.millis.load(Ordering::Relaxed))).elapsed()
     }
 
     /// Completes when nothing has gone over the connection for `limit`; never when that is zero.

@@ -23,6 +23,7 @@ mod devices;
 mod disturbances;
 mod execs;
 mod floods;
+mod forward_ends;
 mod given_up;
 mod host_ports;
 mod host_reach;
@@ -163,6 +164,7 @@ fn main() -> ExitCode {
         streaming_hostile::CASES,
         execs::CASES,
         interactive::CASES,
+        forward_ends::CASES,
         port_forward::CASES,
         untouched::CASES,
         userns::CASES,

@@ -1,6 +1,6 @@
 //! Port-forward: into the pod and nowhere else, any number of connections, each with ends and errors of its own.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,13 +11,14 @@ use crisp_proto::runtime::v1 as cri;
 use crisp_tests::command;
 use crisp_tests::inside;
 use crisp_tests::node::{Node, Pod};
-use crisp_tests::streaming::{Frame, Spdy, WebSocket};
+use crisp_tests::streaming::{Frame, Spdy};
 use crisp_tests::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 
 use crate::case::Case;
+use crate::forward_ends::tunnelled;
 use crate::streaming::hex;
 
 /// The tests of this file.
@@ -51,17 +52,17 @@ pub(crate) fn listen(node: &Node, pod: &Pod, address: std::net::IpAddr, port: u1
     inside::listen(&pin(node, pod)?, SocketAddr::new(address, port))
 }
 
-fn open(node: &Node, pod: &Pod) -> Result<Spdy> {
+pub(crate) fn open(node: &Node, pod: &Pod) -> Result<Spdy> {
     Spdy::open(&url(node, pod)?, &["portforward.k8s.io"], "portforward.k8s.io")
 }
 
-fn url(node: &Node, pod: &Pod) -> Result<String> {
+pub(crate) fn url(node: &Node, pod: &Pod) -> Result<String> {
     let request = cri::PortForwardRequest { pod_sandbox_id: pod.id.clone(), port: Vec::new() };
     Ok(node.cri().port_forward(request)?.url)
 }
 
 /// Begins a connection whose streams have the ids `first` and `first + 2`.
-fn connect(spdy: &mut Spdy, first: u32, port: &str) -> Result<()> {
+pub(crate) fn connect(spdy: &mut Spdy, first: u32, port: &str) -> Result<()> {
     let name = first.to_string();
     spdy.stream(first, &[("streamtype", "error"), ("port", port), ("requestid", &name)])?;
     spdy.stream(first + 2, &[("streamtype", "data"), ("port", port), ("requestid", &name)])?;
@@ -70,14 +71,14 @@ fn connect(spdy: &mut Spdy, first: u32, port: &str) -> Result<()> {
 
 /// What the pod says on a connection, its error, and whether its data stream was reset.
 #[derive(Debug, Default)]
-struct Said {
-    data: Vec<u8>,
-    error: String,
-    reset: bool,
+pub(crate) struct Said {
+    pub(crate) data: Vec<u8>,
+    pub(crate) error: String,
+    pub(crate) reset: bool,
 }
 
 /// Everything of the connection that begins with `first`, until its error stream ends.
-fn said(spdy: &mut Spdy, first: u32) -> Result<Said> {
+pub(crate) fn said(spdy: &mut Spdy, first: u32) -> Result<Said> {
     let mut all = Said::default();
     loop {
         match spdy.receive()? {
@@ -238,32 +239,7 @@ fn many(node: &mut Node) -> Result<()> {
 fn tunnel(node: &mut Node) -> Result<()> {
     let pod = node.run_pod("tunnel")?;
     let server = digests(listen(node, &pod, LOOPBACK[0], 8080)?, 1);
-    let mut socket = WebSocket::open(&url(node, &pod)?, "SPDY/3.1+portforward.k8s.io")?;
-    // A SPDY client of which the bytes are taken from a pair of sockets and put into messages.
-    let pair = TcpListener::bind("127.0.0.1:0")?;
-    let near = TcpStream::connect(pair.local_addr()?)?;
-    let (mut far, _) = pair.accept()?;
-    let (mut twin, mut reader) = (socket.twin()?, far.try_clone()?);
-    let inward = thread::spawn(move || -> Result<()> {
-        let mut buffer = [0; 5000];
-        loop {
-            match reader.read(&mut buffer)? {
-                0 => return Ok(()),
-                length => twin.frame(0x82, &buffer[..length])?,
-            }
-        }
-    });
-    let outward = thread::spawn(move || -> Result<()> {
-        while let Some((first, content)) = socket.receive()? {
-            match first {
-                0x82 => far.write_all(&content)?,
-                0x8a => {}
-                other => bail!("a frame that begins with {other:#x}"),
-            }
-        }
-        Ok(())
-    });
-    let mut spdy = Spdy::over(near);
+    let mut spdy = tunnelled(&url(node, &pod)?)?;
     connect(&mut spdy, 1, "8080")?;
     let sent = &bytes()[..5 << 20];
     let mut sender = spdy.twin()?;
@@ -279,13 +255,8 @@ fn tunnel(node: &mut Node) -> Result<()> {
     let refused = said(&mut spdy, 5)?;
     ensure!(refused.error.contains("8081") && refused.error.contains("connection refused"), "{refused:?}");
     joined(server)?;
-    spdy.socket.shutdown(Shutdown::Both)?;
     drop((spdy, sender));
-    joined(inward)?;
-    // The tunnel itself ends when the daemon does or the client goes: its socket is dropped with the threads.
-    node.end_pod(&pod)?;
-    drop(outward);
-    Ok(())
+    node.end_pod(&pod)
 }
 
 fn inside_only(node: &mut Node) -> Result<()> {
@@ -341,7 +312,7 @@ fn inside_only(node: &mut Node) -> Result<()> {
     let gone = said(&mut spdy, 21)?;
     ensure!(gone.error.contains("stopped"), "{gone:?}");
     let mut late = Spdy::open(&stale, &["portforward.k8s.io"], "portforward.k8s.io")?;
-    ensure!(late.receive()?.is_none(), "a session with a stopped pod");
+    ensure!(matches!(late.receive()?, Some(Frame::Control(7, _))) && late.receive()?.is_none());
     node.cri().remove_pod(&pod.id)?;
     drop((spdy, there));
     node.end_pod(&host)
@@ -366,13 +337,13 @@ fn resets(node: &mut Node) -> Result<()> {
     spdy.control(3, &[7u32.to_be_bytes(), 5u32.to_be_bytes()].concat())?;
     ensure!(said(&mut spdy, 5)?.error.is_empty());
     let mut rest = Vec::new();
-    let ended = socket.read_to_end(&mut rest);
-    ensure!(rest.is_empty() && ended.map_or(true, |length| length == 0));
+    let ended = |result: std::io::Result<usize>| result.map_err(|error| error.kind());
+    ensure!(ended(socket.read_to_end(&mut rest)) == Err(ErrorKind::ConnectionReset) && rest.is_empty());
     // The client vanishes: so do its connections.
     connect(&mut spdy, 9, "8080")?;
     let (mut socket, _) = listener.accept()?;
     drop(spdy);
-    ensure!(socket.read_to_end(&mut rest).map_or(true, |length| length == 0));
+    ensure!(ended(socket.read_to_end(&mut rest)) == Err(ErrorKind::ConnectionReset) && rest.is_empty());
     // Its streams are worth nothing without each other.
     let mut spdy = open(node, &pod)?;
     spdy.stream(1, &[("streamtype", "data"), ("port", "8080"), ("requestid", "1")])?;

@@ -63,6 +63,13 @@ impl Receiver {
         }
     }
 
+    /// Tells the client that the connection is over, where the transport has a word for it that is not said yet.
+    pub(super) async fn go_away(&mut self) {
+        if let Stream::Spdy { connection, .. } = &mut self.stream {
+            connection.go_away().await;
+        }
+    }
+
     /// Reads and drops what still comes, until the client has gone.
     pub(super) async fn drain(&mut self) {
         match &mut self.stream {

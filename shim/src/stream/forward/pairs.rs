@@ -17,6 +17,8 @@ pub(super) struct Pair {
     pub(super) data: u32,
     pub(super) error: u32,
     pub(super) port: u16,
+    /// The client has ended its data stream already.
+    pub(super) ended: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,8 @@ struct Half {
     kind: Kind,
     stream: u32,
     port: u16,
+    /// The client sends nothing on it.
+    ended: bool,
     until: Instant,
 }
 
@@ -40,10 +44,11 @@ pub(super) struct Pairs {
 }
 
 impl Pairs {
-    /// A new stream; gives the pair that it completes.
+    /// A new stream, on which the client sends nothing if it has `ended`; gives the pair that it completes.
     pub(super) fn add(
         &mut self,
         stream: u32,
+        ended: bool,
         headers: &[(String, String)],
     ) -> Result<Option<Pair>, &'static str> {
         let header =
@@ -65,7 +70,7 @@ impl Pairs {
         match self.halves.remove(&name) {
             None => {
                 let until = Instant::now() + PATIENCE;
-                self.halves.insert(name, Half { kind, stream, port, until });
+                self.halves.insert(name, Half { kind, stream, port, ended, until });
                 Ok(None)
             }
             Some(half) if half.kind == kind || half.port != port => {
@@ -73,11 +78,11 @@ impl Pairs {
                 Err("the pair has another stream of that type, or with another port")
             }
             Some(half) => {
-                let (data, error) = match kind {
-                    Kind::Data => (stream, half.stream),
-                    Kind::Error => (half.stream, stream),
+                let (data, error, ended) = match kind {
+                    Kind::Data => (stream, half.stream, ended),
+                    Kind::Error => (half.stream, stream, half.ended),
                 };
-                Ok(Some(Pair { data, error, port }))
+                Ok(Some(Pair { data, error, port, ended }))
             }
         }
     }
@@ -90,6 +95,11 @@ impl Pairs {
     /// Whether this data stream waits.
     pub(super) fn is_waiting(&self, stream: u32) -> bool {
         self.halves.values().any(|half| half.stream == stream && half.kind == Kind::Data)
+    }
+
+    /// The client sends nothing more on the stream.
+    pub(super) fn end(&mut self, stream: u32) {
+        self.halves.values_mut().filter(|half| half.stream == stream).for_each(|half| half.ended = true);
     }
 
     /// The stream is over.
@@ -132,7 +142,7 @@ mod tests {
         let mut headers =
             vec![("streamtype".to_owned(), kind.to_owned()), ("port".to_owned(), port.to_owned())];
         headers.extend(id.map(|id| ("requestid".to_owned(), id.to_owned())));
-        pairs.add(stream, &headers)
+        pairs.add(stream, false, &headers)
     }
 
     #[tokio::test]
@@ -142,12 +152,12 @@ mod tests {
         assert_eq!(add(&mut pairs, 3, "data", "81", Some("1")), Ok(None));
         assert_eq!(
             add(&mut pairs, 5, "data", "80", Some("0")),
-            Ok(Some(Pair { data: 5, error: 1, port: 80 }))
+            Ok(Some(Pair { data: 5, error: 1, port: 80, ended: false }))
         );
         assert!(pairs.is_waiting(3) && !pairs.is_waiting(5));
         assert_eq!(
             add(&mut pairs, 7, "error", "81", Some("1")),
-            Ok(Some(Pair { data: 3, error: 7, port: 81 }))
+            Ok(Some(Pair { data: 3, error: 7, port: 81, ended: false }))
         );
         assert_eq!(pairs.waiting(), 0);
     }
@@ -157,8 +167,37 @@ mod tests {
         let mut pairs = Pairs::default();
         assert_eq!(add(&mut pairs, 1, "error", "80", None), Ok(None));
         assert_eq!(add(&mut pairs, 5, "error", "80", None), Ok(None));
-        assert_eq!(add(&mut pairs, 7, "data", "80", None), Ok(Some(Pair { data: 7, error: 5, port: 80 })));
-        assert_eq!(add(&mut pairs, 3, "data", "80", None), Ok(Some(Pair { data: 3, error: 1, port: 80 })));
+        assert_eq!(
+            add(&mut pairs, 7, "data", "80", None),
+            Ok(Some(Pair { data: 7, error: 5, port: 80, ended: false }))
+        );
+        assert_eq!(
+            add(&mut pairs, 3, "data", "80", None),
+            Ok(Some(Pair { data: 3, error: 1, port: 80, ended: false }))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_data_stream_that_has_ended_stays_so_until_its_pair_is_whole() {
+        let headers = |kind: &str| {
+            vec![("streamtype".to_owned(), kind.to_owned()), ("port".to_owned(), "80".to_owned())]
+        };
+        let mut pairs = Pairs::default();
+        let whole = Ok(Some(Pair { data: 3, error: 1, port: 80, ended: true }));
+        // Ended from its beginning, as the second of its pair and as the first; and ended while it waits.
+        pairs.add(1, false, &headers("error")).unwrap();
+        assert_eq!(pairs.add(3, true, &headers("data")), whole);
+        pairs.add(3, true, &headers("data")).unwrap();
+        assert_eq!(pairs.add(1, false, &headers("error")), whole);
+        pairs.add(3, false, &headers("data")).unwrap();
+        pairs.end(3);
+        assert_eq!(pairs.add(1, false, &headers("error")), whole);
+        // The end of an error stream, on which a client says nothing anyway, is none of the data's.
+        pairs.add(1, true, &headers("error")).unwrap();
+        assert_eq!(
+            pairs.add(3, false, &headers("data")),
+            Ok(Some(Pair { data: 3, error: 1, port: 80, ended: false }))
+        );
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use super::{Decoder, Event, Reset, frame, headers};
 use crate::stream::{
     inbox::Inbox,
     transport::{Intake, Outbox},
-    websocket::connection::WebSocket,
+    websocket::{self, connection::WebSocket},
 };
 
 /// Holds the largest control frame, and what of a data frame is handed on at once.
@@ -105,6 +105,17 @@ impl Connection {
     /// Ends a stream, both ways.
     pub(in crate::stream) async fn reset(&mut self, stream: u32, why: Reset) -> io::Result<()> {
         self.out.send(|bytes| bytes.extend(frame::reset(stream, why))).await
+    }
+
+    /// Tells the peer that this end takes no more streams; of a WebSocket around it, that it is over.
+    pub(in crate::stream) async fn go_away(&mut self) {
+        let frame = frame::go_away(self.last);
+        // The peer may have gone before.
+        let _ = self.out.send(|bytes| bytes.extend(frame)).await;
+        if matches!(self.source, Source::Tunnel(_)) {
+            let close = |bytes: &mut Vec<u8>| websocket::frame::close(websocket::frame::NORMAL, bytes);
+            let _ = self.out.send_control(close).await;
+        }
     }
 
     /// Reads and drops what still comes.
