@@ -116,7 +116,7 @@ fn relabelled(node: &mut Node) -> Result<()> {
             "/tmp",
         ];
         let own = ["etc", "root", "etc/passwd", "root/usr", "socket"].map(|name| folder.join(name));
-        for path in paths.iter().map(Path::new).chain(own.iter().map(std::path::PathBuf::as_path)) {
+        for path in paths.iter().map(Path::new).chain(own.iter().map(PathBuf::as_path)) {
             let mut config = secured("c", "busybox", &["true"], |_| {});
             config.mounts = vec![cri::Mount { selinux_relabel: true, readonly: true, ..bind(path, "/mnt") }];
             let error = node.cri().create(&pod.id, &config, &pod.config).err();
