@@ -23,6 +23,7 @@ mod pump;
 mod server;
 mod session;
 pub mod spdy;
+mod strangers;
 mod tls;
 mod token;
 mod transport;

@@ -1,7 +1,7 @@
 //! The streaming server: its socket, and HTTP as far as the upgrade.
 //!
-//! A connection carries one request. Until that has shown a good token it is a stranger's: it has seconds, and there are
-//! not many of its kind at a time. Must not know: what a session does.
+//! A connection carries one request. Until that has shown a good token it is a stranger's: it has seconds, and when there
+//! are many of its kind the one that came first has to go. Must not know: what a session does.
 
 use std::{
     convert::Infallible,
@@ -27,15 +27,16 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Asked, Streams,
     negotiate::{self, Agreed, Refusal},
     session::{self, Limits},
+    strangers::{Stranger, Strangers},
     tls,
     transport::Peer,
 };
@@ -47,8 +48,8 @@ use crate::{
 
 /// How long a client may take to make its request.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
-/// Connections without a good request, at a time.
-const STRANGERS_MAX: usize = 256;
+/// Why a connection ends that has not shown a token.
+const UNWANTED: &str = "many strangers have come after it";
 /// Largest head of a request.
 const HEAD_BYTES: usize = 16 << 10;
 /// A client that is gone without a word is noticed after about two minutes.
@@ -90,16 +91,16 @@ impl Door {
     /// The socket cannot be waited on.
     pub(super) async fn serve(self, node: Arc<Node>, streams: Arc<Streams>) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(self.listener)?;
-        let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+        let strangers = Arc::new(Strangers::default());
         loop {
-            let Ok(stranger) = strangers.clone().acquire_owned().await else { return Ok(()) };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = streams.ending.cancelled() => return Ok(()),
             };
             match accepted {
                 Ok((socket, _)) => {
-                    let visit = Visit { node: node.clone(), streams: streams.clone(), stranger };
+                    let (stranger, unwanted) = strangers.welcome();
+                    let visit = Visit { node: node.clone(), streams: streams.clone(), stranger, unwanted };
                     let tls = self.tls.clone().map(TlsAcceptor::from);
                     streams.tasks.spawn(async move {
                         if let Err(error) = Box::pin(visit.greet(socket, tls)).await {
@@ -121,7 +122,9 @@ impl Door {
 struct Visit {
     node: Arc<Node>,
     streams: Arc<Streams>,
-    stranger: OwnedSemaphorePermit,
+    stranger: Stranger,
+    /// Others have come since, too many.
+    unwanted: CancellationToken,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -135,7 +138,10 @@ impl Visit {
         match tls {
             None => self.serve(socket, watched).await,
             Some(tls) => {
-                let socket = timeout(REQUEST_PATIENCE, tls.accept(socket)).await;
+                let socket = tokio::select! {
+                    socket = timeout(REQUEST_PATIENCE, tls.accept(socket)) => socket,
+                    () = self.unwanted.cancelled() => return Err(UNWANTED.to_owned()),
+                };
                 let socket =
                     socket.map_err(|_| "TLS: no handshake in time")?.map_err(|error| text(&error))?;
                 self.serve(socket, watched).await
@@ -148,7 +154,7 @@ impl Visit {
         socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         watched: OwnedFd,
     ) -> Result<(), String> {
-        let ending = self.streams.ending.clone();
+        let (ending, unwanted) = (self.streams.ending.clone(), self.unwanted.clone());
         let visit = std::sync::Mutex::new(Some((self, watched)));
         // The first request decides; a second one on the same connection finds nobody.
         let service = service_fn(|request| {
@@ -169,6 +175,7 @@ impl Visit {
         tokio::select! {
             served = connection => served.map_err(|error| crate::error::chain(&error)),
             () = ending.cancelled() => Ok(()),
+            () = unwanted.cancelled() => Err(UNWANTED.to_owned()),
         }
     }
 
@@ -189,12 +196,12 @@ impl Visit {
         };
         let answer = switch(&agreed);
         let upgrade = hyper::upgrade::on(&mut request);
-        let Visit { node, streams, stranger } = self;
+        let Visit { node, streams, stranger, .. } = self;
+        drop(stranger);
         let tasks = streams.tasks.clone();
         tasks.spawn(async move {
             match upgrade.await {
                 Ok(upgraded) => {
-                    drop(stranger);
                     let idle = Duration::from_secs(node.config.stream.idle_timeout_seconds);
                     let limits = Limits { idle, ending: streams.ending.clone() };
                     let socket = TokioIo::new(upgraded);

@@ -1,9 +1,11 @@
 //! Streaming under attack: floods, storms, clients that vanish or never read, stolen and guessed URLs.
 
+use std::collections::VecDeque;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
@@ -331,17 +333,45 @@ fn strangers(node: &mut Node) -> Result<()> {
         let line = format!("nc -w 2 {address} {port} </dev/null && echo reached || echo refused");
         ensure!(node.cri().shell(&id, &line)?.trim() == "refused", "{address} is reached from a pod");
     }
-    // Connections without a request do not keep others out for ever, and cost no memory that stays.
+    // Connections without a request keep nobody out, and cost no memory that stays: neither those that wait, however
+    // many, nor those that come back as soon as they are gone. The first of them has to go for the last.
     let before = usage(node.daemon_pid()?.into())?;
-    let idle: Vec<_> = (0..300).map(|_| TcpStream::connect(host)).collect::<std::io::Result<_>>()?;
+    let mut idle: Vec<_> = (0..300).map(|_| TcpStream::connect(host)).collect::<std::io::Result<_>>()?;
+    idle[0].set_read_timeout(Some(wait::LONG))?;
+    ensure!(idle[0].read_to_end(&mut Vec::new()).unwrap_or(0) == 0);
     let told = WebSocket::open(&exec_url(node, &id, &["echo", "served"], false, false)?, V5)?.told()?;
     ensure!(told.out() == "served\n", "{told:?}");
-    for mut one in idle {
-        let mut answer = Vec::new();
-        // Each was given up by then, or is with the end of the others.
-        one.set_read_timeout(Some(wait::LONG))?;
-        let _ = one.read_to_end(&mut answer);
-    }
+    // Nobody had to wait until their time was over: most are there still.
+    idle[100].set_nonblocking(true)?;
+    let open = idle[100].peek(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+    ensure!(open, "a stranger of the middle is gone");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Each holds as many as it may have open, and opens another one for each that is closed.
+        let again = || -> std::io::Result<()> {
+            let mut held = VecDeque::new();
+            while !over.load(Ordering::Relaxed) {
+                held.push_back(TcpStream::connect(host)?);
+                if held.len() > 100 {
+                    held.pop_front();
+                }
+            }
+            Ok(())
+        };
+        let all: Vec<_> = (0..3).map(|_| scope.spawn(again)).collect();
+        let served = (0..20).try_for_each(|_| {
+            let told =
+                WebSocket::open(&exec_url(node, &id, &["echo", "served"], false, false)?, V5)?.told()?;
+            ensure!(told.out() == "served\n", "{told:?}");
+            anyhow::Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        for one in all {
+            one.join().map_err(|_| anyhow::anyhow!("a stranger panicked"))??;
+        }
+        served
+    })?;
+    drop(idle);
     settled(node, before, 8192)?;
     node.end_pod(&pod)
 }
