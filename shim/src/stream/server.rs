@@ -52,7 +52,8 @@ const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 const UNWANTED: &str = "many strangers have come after it";
 /// Largest head of a request.
 const HEAD_BYTES: usize = 16 << 10;
-/// A client that is gone without a word is noticed after about two minutes.
+/// A client that is gone without a word is noticed after about two minutes, if nothing is on its way to it; then by the
+/// kernel's retries. TCP_USER_TIMEOUT is no help: it also ends who is there and takes nothing for that long.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(60))
     .with_interval(Duration::from_secs(15))

@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 
 use crate::case::Case;
+use crate::execs::usage;
 use crate::forward_ends::tunnelled;
 use crate::streaming::hex;
 
@@ -197,7 +198,18 @@ pub(crate) fn carries(node: &Node, pod: &Pod) -> Result<()> {
 fn many(node: &mut Node) -> Result<()> {
     const COUNT: u32 = 500;
     let pod = node.run_pod("many")?;
-    let server = digests(listen(node, &pod, LOOPBACK[0], 8080)?, COUNT as usize);
+    let listener = listen(node, &pod, LOOPBACK[0], 8080)?;
+    let before = usage(node.daemon_pid()?.into())?;
+    // Nobody is heard or answered before all are there.
+    let server = thread::spawn(move || {
+        let all: Vec<_> = (0..COUNT).map(|_| listener.accept()).collect::<std::io::Result<_>>()?;
+        for (mut socket, _) in all {
+            let mut said = Vec::new();
+            socket.read_to_end(&mut said)?;
+            socket.write_all(hex(&Sha256::digest(&said)).as_bytes())?;
+        }
+        Ok(())
+    });
     let mut spdy = open(node, &pod)?;
     let mut sender = spdy.twin()?;
     // What is sent is read only once all is sent: each connection holds its own.
@@ -232,6 +244,9 @@ fn many(node: &mut Node) -> Result<()> {
     }
     talker.join().map_err(|_| anyhow::anyhow!("the talker panicked"))??;
     joined(server)?;
+    // Each has a buffer of 32 KiB for as long as it lasts.
+    let after = usage(node.daemon_pid()?.into())?;
+    ensure!(after.0 < before.0 + 2 * 32 * u64::from(COUNT), "{before:?}, then {after:?}");
     drop(spdy);
     node.end_pod(&pod)
 }
