@@ -90,7 +90,7 @@ pub(super) fn build(profile: &LinuxSeccomp, search: Search) -> Result<Filter, Pr
         let at = format!("syscalls[{index}]");
         rule(&mut context, syscall, &at, default, &mut blocks)?;
     }
-    let refuses = !matches!(default, ScmpAction::Allow | ScmpAction::Log | ScmpAction::Trace(_));
+    let refuses = refuses(default);
     let blocks: Vec<_> = blocks
         .into_iter()
         .filter(|(_, block)| block.architecture != 0)
@@ -132,6 +132,9 @@ fn rule(
             if let Some(number) = newer::number(name).filter(|_| compares.is_empty()) {
                 let answer = syscall.action().as_u32(errno(syscall.action(), syscall.errno_ret()));
                 blocks.iter_mut().for_each(|(_, block)| block.answers.push((number, answer)));
+            } else if refuses(wanted) && !refuses(default) {
+                let text = format!("{name:?} is not known here on any architecture and would stay allowed");
+                return Err(field(&format!("{at}.names"), &text));
             }
             continue;
         };
@@ -163,6 +166,11 @@ fn rule(
         }
     }
     Ok(())
+}
+
+/// Whether a call with this action is not made.
+fn refuses(action: ScmpAction) -> bool {
+    !matches!(action, ScmpAction::Allow | ScmpAction::Log | ScmpAction::Trace(_))
 }
 
 fn errno(action: Action, given: Option<u32>) -> Option<u32> {

@@ -129,6 +129,11 @@ fn r36(node: &mut Node) -> Result<()> {
             path("no-execve.json"),
             r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["execve"], "action": "SCMP_ACT_ERRNO"}]}"#,
         )?;
+        let forbids = |name: &str, syscall: &str| {
+            let rule = format!(r#"{{"names": ["{syscall}"], "action": "SCMP_ACT_ERRNO"}}"#);
+            fs::write(path(name), format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{rule}]}}"#))
+        };
+        forbids("unknown.json", "chmodd")?;
         let pod = node.run_pod("closed")?;
         for name in [
             "missing.json",
@@ -141,6 +146,7 @@ fn r36(node: &mut Node) -> Result<()> {
             "field.json",
             "empty.json",
             "fifo",
+            "unknown.json",
         ] {
             let config = config("c", |security| {
                 security.seccomp = profile(ProfileType::Localhost, &path(name));
@@ -157,6 +163,17 @@ fn r36(node: &mut Node) -> Result<()> {
         let id = node.cri().create(&pod.id, &config, &pod.config)?;
         let error = node.cri().start(&id).err().context("a program was executed that its profile forbids")?;
         ensure!(error.message().contains("seccomp"), "{error:?}");
+        // Profiles are written for all architectures: what another one has is no mistake.
+        for (number, foreign) in
+            ["arm_fadvise64_64", "s390_pci_mmio_read", "riscv_flush_icache"].into_iter().enumerate()
+        {
+            forbids("foreign.json", foreign)?;
+            let name = format!("foreign-{number}");
+            let id = launch(node, &pod, &name, |security| {
+                security.seccomp = profile(ProfileType::Localhost, &path("foreign.json"));
+            })?;
+            ensure!(modes(node, &id)?.0 == "2", "{foreign}");
+        }
         node.end_pod(&pod)
     })
 }
