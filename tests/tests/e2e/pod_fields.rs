@@ -9,6 +9,7 @@ use crisp_tests::node::Node;
 use crisp_tests::untouched;
 
 use crate::case::Case;
+use crate::network::ips;
 
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
@@ -102,12 +103,9 @@ fn exact(node: &mut Node) -> Result<()> {
             node.cri().shell(&id, "hostname; cat /etc/hostname")? == "name-of.the.pod\nname-of.the.pod\n"
         );
         let hosts = node.cri().shell(&id, "cat /etc/hosts")?;
-        let lines = hosts.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
-        for line in lines {
-            let mut words = line.split_whitespace();
-            let address = words.next().context("an empty line")?;
-            ensure!(address.parse::<std::net::IpAddr>().is_ok() && words.next().is_some(), "{line:?}");
-        }
+        let own = ips(node, &pod.id)?.into_iter().map(|address| format!("{address}\tname-of.the.pod\n"));
+        let expected = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        ensure!(hosts == expected + &own.collect::<String>(), "{hosts:?}");
         // The host's own are others.
         ensure!(fs::read_to_string("/etc/hostname").unwrap_or_default() != "name-of.the.pod\n");
         node.end_pod(&pod)
