@@ -39,10 +39,27 @@ impl Tar {
         self.entry(b'2', name, target, b"", 0o777)
     }
 
+    /// A device node, mode 0666: `3` a character device, `4` a block device.
+    #[must_use]
+    pub fn device(self, kind: u8, name: &str, (major, minor): (u32, u32)) -> Self {
+        self.put((kind, 0o666), name, "", b"", (major, minor))
+    }
+
     /// An entry of any kind (`0` file, `1` hard link, `2` symbolic link, `5` directory, `6` FIFO). Names of up to 100
     /// bytes.
     #[must_use]
-    pub fn entry(mut self, kind: u8, name: &str, link: &str, content: &[u8], mode: u32) -> Self {
+    pub fn entry(self, kind: u8, name: &str, link: &str, content: &[u8], mode: u32) -> Self {
+        self.put((kind, mode), name, link, content, (0, 0))
+    }
+
+    fn put(
+        mut self,
+        (kind, mode): (u8, u32),
+        name: &str,
+        link: &str,
+        content: &[u8],
+        (major, minor): (u32, u32),
+    ) -> Self {
         let mut header = [0_u8; 512];
         let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, name.as_bytes());
@@ -51,15 +68,32 @@ impl Tar {
         put(116, b"0000000\0");
         put(124, format!("{:011o}\0", content.len()).as_bytes());
         put(136, b"07346545000\0");
-        put(148, b"        ");
         put(156, &[kind]);
         put(157, link.as_bytes());
         put(257, b"ustar\x0000");
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        put(329, format!("{major:07o}\0").as_bytes());
+        put(337, format!("{minor:07o}\0").as_bytes());
+        seal(&mut header);
         self.0.extend_from_slice(&header);
         self.0.extend_from_slice(content);
         self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+
+    /// A file of `size` bytes (below 8 GiB) of which the archive holds none: a sparse file as GNU tar writes it.
+    #[must_use]
+    pub fn sparse(mut self, name: &str, size: u64) -> Self {
+        let start = self.0.len();
+        self = self.put((b'S', 0o644), name, "", b"", (0, 0));
+        let header = &mut self.0[start..start + 512];
+        header[257..265].copy_from_slice(b"ustar  \0");
+        header[329..345].fill(0);
+        let end = format!("{size:011o}\0");
+        // One piece, empty and at the end; then the size with all holes.
+        header[386..398].copy_from_slice(end.as_bytes());
+        header[398..410].copy_from_slice(b"00000000000\0");
+        header[483..495].copy_from_slice(end.as_bytes());
+        seal(header);
         self
     }
 
@@ -69,6 +103,13 @@ impl Tar {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
+}
+
+/// Puts the checksum into a header.
+fn seal(header: &mut [u8]) {
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
 }
 
 /// An image to build.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use crisp_proto::runtime::v1 as cri;
+use crisp_tests::build::{Build, Tar};
 use crisp_tests::cri::{container_config, refused};
 use crisp_tests::node::Node;
 use crisp_tests::untouched;
@@ -22,6 +23,7 @@ use crate::case::Case;
 /// The tests of this file.
 pub(crate) const CASES: &[Case] = &[
     Case { name: "r32_a_made_node_gives_no_access", needs: &[], images: &["busybox"], run: denied },
+    Case { name: "r32_a_node_of_an_image_gives_no_access", needs: &[], images: &["busybox"], run: shipped },
     Case { name: "a_granted_device_works_as_granted", needs: &[], images: &["busybox"], run: granted },
     Case {
         name: "device_control_outlives_the_daemon",
@@ -83,6 +85,42 @@ fn denied(node: &mut Node) -> Result<()> {
          [ $(head -c 7 /dev/full | wc -c) = 7 ]; : <>/dev/ptmx; mknod /dev/zwei c 1 3; echo x >/dev/zwei",
         )?;
         node.end_pod(&pod)
+    })
+}
+
+/// Device nodes that a layer brings, opened by a container's first process and by an exec'd one. They are there,
+/// and give no access.
+fn shipped(node: &mut Node) -> Result<()> {
+    const NAME: &str = "test/nodes:1";
+    const NODES: [(u8, &str, (u32, u32)); 4] = [
+        (b'4', "nodes/disk", (8, 0)),
+        (b'3', "nodes/memory", (1, 1)),
+        (b'3', "nodes/fuse", (10, 229)),
+        (b'3', "nodes/kmsg", (1, 11)),
+    ];
+    untouched::around(node, |node, _| {
+        let layer = NODES.iter().fold(Tar::default().dir("nodes"), |tar, (kind, name, numbers)| {
+            tar.device(*kind, name, *numbers)
+        });
+        node.build_image(NAME, Build::on("busybox").layer(layer))?;
+        let pod = node.run_pod("shipped")?;
+        let tries = NODES.map(|(_, name, _)| {
+            format!("[ -b /{name} -o -c /{name} ] || echo missing; (: </{name}); (: >/{name}); ")
+        });
+        let tries = tries.concat();
+        let line = format!("({tries}) 2>&1; echo over; sleep 3600");
+        let id = node.launch(&pod, "c", NAME, &["sh", "-c", &line])?;
+        let log = crate::logs::wait_for_lines(node, &id, 2 * NODES.len() + 1)?;
+        let first: Vec<_> = log.iter().map(|line| line.content.as_str()).collect();
+        let said = node.cri().exec(&id, &["sh", "-c", &format!("({tries}) 2>&1")])?;
+        let second: Vec<_> = said.stdout.lines().collect();
+        for (who, lines) in [("first process", &first[..first.len() - 1]), ("exec", &second)] {
+            ensure!(lines.len() == 2 * NODES.len(), "{who}: {lines:?}");
+            let refused = |line: &&str| line.contains("Operation not permitted");
+            ensure!(lines.iter().all(refused), "{who}: {lines:?}");
+        }
+        node.end_pod(&pod)?;
+        node.remove_image(NAME)
     })
 }
 

@@ -25,8 +25,10 @@ pub(crate) const CASES: &[Case] = &[
 
 /// More than any account file that is meant to be read.
 const LARGE: usize = 16 << 20;
+/// More than there is memory for.
+const SPARSE: u64 = (8 << 30) - 1;
 /// How much more memory the daemon may use for looking into one, KiB.
-const LOOK_KIB: u64 = 4096;
+const LOOK_KIB: u64 = 1024;
 
 /// Account files that must not be read, and the words that the refusal holds.
 fn unreadable() -> Vec<(&'static str, Tar, &'static str)> {
@@ -43,6 +45,8 @@ fn unreadable() -> Vec<(&'static str, Tar, &'static str)> {
             etc().file("huge", &vec![b'x'; LARGE]).symlink("etc/passwd", "../huge"),
             "etc/passwd",
         ),
+        ("a sparse passwd", etc().sparse("etc/passwd", SPARSE), "etc/passwd"),
+        ("a device without end", etc().device(b'3', "etc/passwd", (1, 5)), "etc/passwd"),
         ("a FIFO", etc().entry(b'6', "etc/passwd", "", b"", 0o644), "etc/passwd"),
         ("a directory", etc().dir("etc/passwd"), "etc/passwd"),
         ("a link that leads round", etc().symlink("etc/passwd", "passwd"), "etc/passwd"),
