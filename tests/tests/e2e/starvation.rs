@@ -9,8 +9,10 @@ use crisp_tests::host;
 use crisp_tests::node::{Node, Pod};
 use crisp_tests::place::Need;
 use crisp_tests::untouched;
+use crisp_tests::wait;
 
 use crate::case::Case;
+use crate::limits::cgroup;
 use crate::restart::monitor_of;
 use crate::userns;
 
@@ -25,9 +27,9 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "r39_a_monitor_is_never_the_victim", needs: &[], images: &["busybox"], run: spared },
 ];
 
-/// Doubles what it holds until it is killed.
-const HOG: &str = "x=aaaaaaaa; while :; do x=$x$x; done";
-/// Enough for a shell, and not for a hog, bytes.
+/// Writes as fast as it can, and doubles what it holds until it is killed.
+const HOG: &str = "yes 'a line of the flood' & x=aaaaaaaa; while :; do x=$x$x; done";
+/// Enough for a shell, and not for a hog.
 const MEMORY: i64 = 32 << 20;
 
 fn options(pid: NamespaceMode) -> cri::NamespaceOption {
@@ -70,10 +72,13 @@ fn spared(node: &mut Node) -> Result<()> {
             monitor(node, &pod, &sibling)?;
             // What spares it is not handed on, nor may it be taken: neither by a first process nor by an exec'd one.
             for process in ["1", "self"] {
+                let pods_own = pid == NamespaceMode::Pod && process == "1";
                 let file = format!("/proc/{process}/oom_score_adj");
                 let score = node.cri().shell(&sibling, &format!("cat {file}"))?;
-                ensure!(score.trim() == "0" || (pid == NamespaceMode::Pod && process == "1"), "{score}");
-                let said = node.cri().exec(&sibling, &["sh", "-c", &format!("echo -1 >{file}")])?;
+                ensure!(score.trim() == "0" || pods_own, "{score}");
+                // What the pod's own init has may be given up; more than that nobody gets.
+                let less = if pods_own { "-1000" } else { "-1" };
+                let said = node.cri().exec(&sibling, &["sh", "-c", &format!("echo {less} >{file}")])?;
                 ensure!(said.code != 0, "{process}: {said:?}");
             }
             node.end_pod(&pod)?;
@@ -84,18 +89,38 @@ fn spared(node: &mut Node) -> Result<()> {
 
 fn memory(node: &mut Node) -> Result<()> {
     untouched::around(node, |node, _| {
-        let pid = NamespaceMode::Container;
-        let (pod, sibling) = with_sibling(node, "memory", pid)?;
-        let before = monitor(node, &pod, &sibling)?;
-        let mut hog = userns::container("hog", &["sh", "-c", HOG], &options(pid))?;
-        let resources = &mut hog.linux.get_or_insert_default().resources;
-        resources.get_or_insert_default().memory_limit_in_bytes = MEMORY;
-        let hog = node.launch_as(&pod, &hog)?;
-        let status = node.wait_for_exit(&hog)?;
-        let end = (status.exit_code, status.reason.as_str());
-        ensure!(end == (137, "OOMKilled"), "{status:?}");
-        ensure!(monitor(node, &pod, &sibling)? == before && host::lives(before), "another monitor");
-        ensure!(node.cri().shell(&sibling, "echo here")? == "here\n");
-        node.end_pod(&pod)
+        for pid in [NamespaceMode::Container, NamespaceMode::Pod] {
+            for whose in ["container", "pod"] {
+                let (pod, sibling) = with_sibling(node, whose, pid)?;
+                let before = monitor(node, &pod, &sibling)?;
+                let mut hog = userns::container("hog", &["sh", "-c", HOG], &options(pid))?;
+                if whose == "pod" {
+                    // Kubelet's to write.
+                    let cgroup = node.cgroup(&parent(&pod)?);
+                    fs::write(cgroup.join("memory.max"), MEMORY.to_string())?;
+                    fs::write(cgroup.join("memory.swap.max"), "0")?;
+                } else {
+                    let resources = &mut hog.linux.get_or_insert_default().resources;
+                    resources.get_or_insert_default().memory_limit_in_bytes = MEMORY;
+                }
+                let hog = node.launch_as(&pod, &hog)?;
+                let folder = cgroup(node, &hog).ok();
+                let status = node.wait_for_exit(&hog)?;
+                let end = (status.exit_code, status.reason.as_str());
+                ensure!(end == (137, "OOMKilled"), "{whose}: {status:?}");
+                // The flood ended with it, and what it said is whole.
+                if let Some(folder) = folder {
+                    wait::until_true("nobody in its cgroup", wait::LONG, || {
+                        let events = fs::read_to_string(folder.join("cgroup.events"));
+                        events.map_or(true, |text| text.contains("populated 0"))
+                    })?;
+                }
+                ensure!(!crate::logs::read(node, &hog)?.is_empty(), "{whose}: nothing was logged");
+                ensure!(monitor(node, &pod, &sibling)? == before && host::lives(before), "{whose}");
+                ensure!(node.cri().shell(&sibling, "echo here")? == "here\n");
+                node.end_pod(&pod)?;
+            }
+        }
+        Ok(())
     })
 }
