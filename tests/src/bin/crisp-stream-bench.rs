@@ -4,6 +4,7 @@
 //! Run through `hack/bench --streams`. Must not know: how the daemon works inside.
 #![expect(clippy::print_stdout, reason = "the table is what this program is for")]
 
+use std::cell::RefCell;
 use std::env;
 use std::fs;
 use std::io::{Read, Write};
@@ -27,6 +28,12 @@ use sha2::{Digest, Sha256};
 
 const IMAGE: &str = "busybox";
 const CHUNK: usize = 64 << 10;
+/// What every stream has to carry at least, of what socat carries.
+const SPEED_LEAST: f64 = 0.25;
+/// What the daemon may grow by while it carries one, KiB: less than this.
+const GROWTH_MOST_KIB: u64 = 8 << 10;
+/// How often the time of a bare exec an ExecSync may take.
+const EXEC_MOST: f64 = 3.0;
 
 fn main() -> Result<()> {
     let mut megabytes = 1024u64;
@@ -55,11 +62,10 @@ fn main() -> Result<()> {
 
     let base = socat(&node, &file, bytes)?;
     println!("{megabytes} MiB each way; MiB/s, and what the daemon has grown by at most\n");
-    match base {
-        Some(base) => println!("socat, unix socket           {base:8.0}"),
-        None => println!("socat is not installed"),
-    }
-    let bench = Bench { node: &node, pod: &pod, id: &id, bytes, digest: &digest, file: &file, base };
+    println!("socat, unix socket           {base:8.0}");
+    let missed = RefCell::default();
+    let bench =
+        Bench { node: &node, pod: &pod, id: &id, bytes, digest: &digest, file: &file, base, missed: &missed };
     bench.run("exec stdout, WebSocket", Taken::Here, Bench::stdout_websocket)?;
     bench.run("exec stdout, SPDY", Taken::Here, Bench::stdout_spdy)?;
     bench.run("exec stdin, WebSocket", Taken::Inside, Bench::stdin_websocket)?;
@@ -67,27 +73,29 @@ fn main() -> Result<()> {
     bench.run("port-forward from the pod", Taken::Here, Bench::forward_out)?;
     bench.run("port-forward to the pod", Taken::Here, Bench::forward_in)?;
     println!();
-    execs(&node, &pod, &id, &floor)?;
+    let times = execs(&node, &pod, &id, &floor)?;
+    if times > EXEC_MOST {
+        missed.borrow_mut().push(format!("ExecSync takes {times:.2} times the least, more than {EXEC_MOST}"));
+    }
     node.end_pod(&pod)?;
     node.stop()?;
     node.finish()?;
-    crisp_tests::node::remove_shared_root()
+    crisp_tests::node::remove_shared_root()?;
+    let missed = missed.take();
+    ensure!(missed.is_empty(), "missed: {}", missed.join("; "));
+    Ok(())
 }
 
-/// What socat carries from a file into a unix socket; `None` where there is none.
-fn socat(node: &Node, file: &std::path::Path, bytes: u64) -> Result<Option<f64>> {
+/// What socat carries from a file into a unix socket.
+fn socat(node: &Node, file: &std::path::Path, bytes: u64) -> Result<f64> {
     let path = node.folder().join("socat.sock");
     let listener = UnixListener::bind(&path)?;
     let from = format!("OPEN:{},rdonly", file.display());
-    let child = Command::new("socat")
+    let mut child = Command::new("socat")
         .args(["-u", "-b", "65536", &from, &format!("UNIX-CONNECT:{}", path.display())])
         .stdin(Stdio::null())
-        .spawn();
-    let mut child = match child {
-        Ok(child) => child,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).context("start socat"),
-    };
+        .spawn()
+        .context("start socat")?;
     let (mut socket, _) = listener.accept()?;
     let (begin, mut buffer, mut got) = (Instant::now(), vec![0; CHUNK], 0);
     loop {
@@ -98,7 +106,7 @@ fn socat(node: &Node, file: &std::path::Path, bytes: u64) -> Result<Option<f64>>
     }
     let speed = speed(bytes, begin.elapsed());
     ensure!(child.wait()?.success() && got == bytes, "socat has carried {got} bytes");
-    Ok(Some(speed))
+    Ok(speed)
 }
 
 fn speed(bytes: u64, time: Duration) -> f64 {
@@ -112,7 +120,9 @@ struct Bench<'a> {
     bytes: u64,
     digest: &'a str,
     file: &'a std::path::Path,
-    base: Option<f64>,
+    base: f64,
+    /// What this run should have reached and has not.
+    missed: &'a RefCell<Vec<String>>,
 }
 
 /// Where the bytes of a case arrive.
@@ -163,8 +173,14 @@ impl Bench<'_> {
             ensure!(digest == expected, "{name}: the bytes that arrived are others");
         }
         let speed = speed(self.bytes, time);
-        let part = self.base.map_or(String::new(), |base| format!("{:6.2} of socat's", speed / base));
-        println!("{name:28} {speed:8.0} {part}   {grown:6} KiB");
+        let part = speed / self.base;
+        println!("{name:28} {speed:8.0} {part:6.2} of socat's   {grown:6} KiB");
+        if part < SPEED_LEAST {
+            self.missed.borrow_mut().push(format!("{name}: {part:.2} of socat's, less than {SPEED_LEAST}"));
+        }
+        if grown >= GROWTH_MOST_KIB {
+            self.missed.borrow_mut().push(format!("{name}: the daemon grows by {grown} KiB"));
+        }
         Ok(())
     }
 
@@ -356,7 +372,7 @@ fn cpu(pid: i64) -> Result<f64> {
     Ok(ticks as f64 * 10.0)
 }
 
-fn execs(node: &Node, pod: &Pod, id: &str, floor: &std::path::Path) -> Result<()> {
+fn execs(node: &Node, pod: &Pod, id: &str, floor: &std::path::Path) -> Result<f64> {
     const ROUNDS: usize = 1000;
     let pid = node.cri().pid(id)?;
     let mut command = Command::new(floor);
@@ -386,11 +402,11 @@ fn execs(node: &Node, pod: &Pod, id: &str, floor: &std::path::Path) -> Result<()
     let cost = (all()? - before) / ROUNDS as f64;
     println!("ExecSync `true`, microseconds           p50      p95");
     println!("the least: setns, clone, exec      {:8.0} {:8.0}", least.percentile(50), least.percentile(95));
+    let times = samples.percentile(50) / least.percentile(50);
     println!(
-        "ExecSync                           {:8.0} {:8.0}   {:.2} times the least",
+        "ExecSync                           {:8.0} {:8.0}   {times:.2} times the least",
         samples.percentile(50),
         samples.percentile(95),
-        samples.percentile(50) / least.percentile(50)
     );
     println!("CPU time of an ExecSync, daemon, monitor and command: {cost:.2} ms");
     let mut over = Samples::default();
@@ -404,5 +420,5 @@ fn execs(node: &Node, pod: &Pod, id: &str, floor: &std::path::Path) -> Result<()
         over.percentile(50),
         over.percentile(95)
     );
-    Ok(())
+    Ok(times)
 }
