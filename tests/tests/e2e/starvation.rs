@@ -12,7 +12,7 @@ use crisp_tests::untouched;
 use crisp_tests::wait;
 
 use crate::case::Case;
-use crate::limits::cgroup;
+use crate::limits::{cgroup, read};
 use crate::restart::monitor_of;
 use crate::userns;
 
@@ -23,6 +23,12 @@ pub(crate) const CASES: &[Case] = &[
         needs: &[Need::Controllers],
         images: &["busybox"],
         run: memory,
+    },
+    Case {
+        name: "r39_a_pod_without_processes_keeps_its_monitor",
+        needs: &[Need::Controllers],
+        images: &["busybox"],
+        run: processes,
     },
     Case { name: "r39_a_monitor_is_never_the_victim", needs: &[], images: &["busybox"], run: spared },
 ];
@@ -123,4 +129,60 @@ fn memory(node: &mut Node) -> Result<()> {
         }
         Ok(())
     })
+}
+
+fn processes(node: &mut Node) -> Result<()> {
+    untouched::around(node, |node, _| {
+        for pid in [NamespaceMode::Container, NamespaceMode::Pod] {
+            let (pod, sibling) = with_sibling(node, "processes", pid)?;
+            let before = monitor(node, &pod, &sibling)?;
+            let limited = |name: &str, command: &[&str], most: u32| -> Result<_> {
+                let mut config = userns::container(name, command, &options(pid))?;
+                let resources = &mut config.linux.get_or_insert_default().resources;
+                resources.get_or_insert_default().unified.insert("pids.max".to_owned(), most.to_string());
+                Ok(config)
+            };
+            // One process; for a moment two where others live in the namespace that it is born into.
+            let most = if pid == NamespaceMode::Pod { 2 } else { 1 };
+            if most > 1 {
+                no_container(node, &pod, &limited("none", &["true"], 1)?)?;
+            }
+            let forks =
+                node.launch_as(&pod, &limited("forks", &["sh", "-c", "sleep 1 | sleep 1 | sleep 1"], most)?)?;
+            ensure!(node.wait_for_exit(&forks)?.exit_code != 0);
+            let log = crate::logs::read(node, &forks)?;
+            ensure!(log.iter().any(|line| line.content.contains("an't fork")), "{log:?}");
+            let alone = node.launch_as(&pod, &limited("alone", &["sleep", "3600"], most)?)?;
+            no_exec(node, &alone)?;
+            // The pod itself is full. That limit is kubelet's to write.
+            let folder = node.cgroup(&parent(&pod)?);
+            let present = fs::read_to_string(folder.join("pids.current"))?;
+            fs::write(folder.join("pids.max"), present.trim())?;
+            no_exec(node, &sibling)?;
+            no_container(node, &pod, &userns::container("late", &["true"], &options(pid))?)?;
+            // What was there is as it was, and ends when it is told to.
+            ensure!(monitor(node, &pod, &sibling)? == before && host::lives(before));
+            ensure!(read(node, &alone, "pids.current")? == "1");
+            node.cri().stop(&alone, 0)?;
+            ensure!(node.cri().container(&alone)?.exit_code == 137);
+            fs::write(folder.join("pids.max"), "max")?;
+            ensure!(node.cri().exec(&sibling, &["true"])?.code == 0);
+            node.end_pod(&pod)?;
+        }
+        Ok(())
+    })
+}
+
+/// A container is not made, and the answer says why.
+fn no_container(node: &Node, pod: &Pod, config: &cri::ContainerConfig) -> Result<()> {
+    let error = node.cri().create(&pod.id, config, &pod.config).err().context("a container was made")?;
+    ensure!(error.message().contains("try again"), "{error:?}");
+    Ok(())
+}
+
+/// An exec fails, and says why.
+fn no_exec(node: &Node, id: &str) -> Result<()> {
+    let error = node.cri().exec(id, &["true"]).err().context("something was executed")?;
+    ensure!(error.message().contains("try again"), "{error:?}");
+    Ok(())
 }
