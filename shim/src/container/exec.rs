@@ -1,6 +1,7 @@
 //! ExecSync: one more process in a running container, its output collected, its end waited for.
 
 pub mod launch;
+mod output;
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -8,12 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    net::unix::pipe,
-    sync::oneshot,
-    time::timeout,
-};
+use tokio::{net::unix::pipe, sync::oneshot, time::timeout};
 
 use crate::{
     error::{Class, RequestError, Stage},
@@ -22,11 +18,10 @@ use crate::{
     record::ContainerRecord,
 };
 use launch::Slot;
+use output::Kept;
 
 /// What the sub-cgroup of an exec is called, before a random part.
 pub const PREFIX: &str = "exec-";
-/// CRI cuts each stream at 16 MiB.
-const STREAM_BYTES: usize = 16 << 20;
 /// What both streams may come to in one answer: clients take messages of 16 MiB.
 const ANSWER_BYTES: usize = (16 << 20) - (64 << 10);
 /// How long a pipe may be held open by children of a process that has ended.
@@ -117,9 +112,9 @@ async fn supervise(
     slot.start(command, Some([stdin.as_fd(), stdout_write.as_fd(), stderr_write.as_fd()])).await?;
     // Our own write ends would keep the pipes from ever ending.
     drop((stdout_write, stderr_write, stdin));
-    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let (mut out, mut err) = (Kept::new(), Kept::new());
     let code = {
-        let both = async { tokio::join!(collect(stdout, &mut out), collect(stderr, &mut err)) };
+        let both = async { tokio::join!(out.collect(stdout), err.collect(stderr)) };
         let mut drained = std::pin::pin!(both);
         let mut end = std::pin::pin!(end);
         tokio::select! {
@@ -131,20 +126,7 @@ async fn supervise(
         }
     };
     let code = code.map_err(|_| RequestError::new(Class::Unavailable, "the pod's monitor is gone"))?;
-    let spare = ANSWER_BYTES.saturating_sub(err.len().min(ANSWER_BYTES / 2));
-    out.truncate(spare);
-    err.truncate(ANSWER_BYTES - out.len());
-    Ok(Output { stdout: out, stderr: err, code })
-}
-
-/// Reads to the end; what is over the limit is read and dropped, so that the process is never blocked.
-async fn collect(mut from: impl AsyncRead + Unpin, into: &mut Vec<u8>) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(count) = from.read(&mut buffer).await {
-        if count == 0 {
-            return;
-        }
-        let room = STREAM_BYTES.saturating_sub(into.len()).min(count);
-        into.extend_from_slice(&buffer[..room]);
-    }
+    let stdout = out.into_bytes(ANSWER_BYTES.saturating_sub(err.len().min(ANSWER_BYTES / 2)));
+    let stderr = err.into_bytes(ANSWER_BYTES - stdout.len());
+    Ok(Output { stdout, stderr, code })
 }

@@ -21,6 +21,7 @@ mod daemon;
 mod descriptors;
 mod devices;
 mod disturbances;
+mod exec_limits;
 mod execs;
 mod floods;
 mod forward_ends;
@@ -163,6 +164,7 @@ fn main() -> ExitCode {
         streaming::CASES,
         streaming_hostile::CASES,
         execs::CASES,
+        exec_limits::CASES,
         interactive::CASES,
         forward_ends::CASES,
         port_forward::CASES,
