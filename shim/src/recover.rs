@@ -332,20 +332,7 @@ fn drop_cgroup(node: &Arc<Node>, record: &ContainerRecord) {
 
 async fn end_execs(node: &Arc<Node>, record: &ContainerRecord) {
     let (task_node, path) = (node.clone(), record.cgroup.clone());
-    let ended = blocking(move || {
-        for name in task_node.cgroups.children(&path).stage("list execs")? {
-            if name.starts_with(exec::PREFIX) {
-                let exec = format!("{path}/{name}");
-                task_node
-                    .cgroups
-                    .open_cgroup(&exec)
-                    .and_then(|cgroup| cgroup.kill())
-                    .stage("kill an exec")?;
-                task_node.cgroups.remove(&exec).stage("remove an exec's cgroup")?;
-            }
-        }
-        Ok(())
-    });
+    let ended = blocking(move || exec::left::end_all(&task_node.cgroups, &path));
     if let Err(error) = ended.await {
         tracing::warn!(container = %record.id, %error, "execs of the former daemon");
     }

@@ -1,6 +1,7 @@
 //! ExecSync: one more process in a running container, its output collected, its end waited for.
 
 pub mod launch;
+pub mod left;
 mod output;
 
 use std::{

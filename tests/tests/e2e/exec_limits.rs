@@ -1,21 +1,38 @@
 //! What execs may hold, what they may leave, and what ends them.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use crisp_proto::runtime::v1 as cri;
 use crisp_tests::cri::{refused, words};
-use crisp_tests::node::Node;
+use crisp_tests::node::{Node, Pod};
 use crisp_tests::place::rounds;
+use crisp_tests::streaming::WebSocket;
 use crisp_tests::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tonic::Code;
 
 use crate::case::Case;
-use crate::streaming::{sleeper, wait_until_alone};
+use crate::streaming::{exec_url, sleeper, wait_until_alone};
 
 /// The tests of this file.
-pub(crate) const CASES: &[Case] =
-    &[Case { name: "x01_all_of_exec_sync_has_one_bound", needs: &[], images: &["busybox"], run: bounded }];
+pub(crate) const CASES: &[Case] = &[
+    Case { name: "x01_all_of_exec_sync_has_one_bound", needs: &[], images: &["busybox"], run: bounded },
+    Case {
+        name: "execs_whose_children_end_later_leave_no_cgroup",
+        needs: &[],
+        images: &["busybox"],
+        run: later,
+    },
+    Case {
+        name: "execs_leave_children_that_survive_the_daemon",
+        needs: &[],
+        images: &["busybox"],
+        run: survives,
+    },
+];
 
 fn bounded(node: &mut Node) -> Result<()> {
     // What all calls may keep, what each may besides (its own share, buffers, a task), and what the daemon does anyway.
@@ -71,4 +88,68 @@ fn peak(pid: i64) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM")?;
     Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+}
+
+fn entries(folder: &Path, part: &str) -> Result<Vec<PathBuf>> {
+    let all = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    Ok(all.into_iter().filter(|path| path.to_string_lossy().contains(part)).collect())
+}
+
+/// The folder of a container's cgroup.
+fn container_cgroup(node: &Node, pod: &Pod, id: &str) -> Result<PathBuf> {
+    let parent = &pod.config.linux.as_ref().context("no linux")?.cgroup_parent;
+    entries(&node.cgroup(parent), id)?.pop().context("the container has no cgroup")
+}
+
+/// The folders of the cgroups of a container's execs.
+fn exec_cgroups(node: &Node, pod: &Pod, id: &str) -> Result<Vec<PathBuf>> {
+    entries(&container_cgroup(node, pod, id)?, "/exec-")
+}
+
+fn later(node: &mut Node) -> Result<()> {
+    let (pod, id) = sleeper(node, "later")?;
+    node.cri().shell(&id, "mkfifo /gate")?;
+    for _ in 0..50 {
+        node.cri().shell(&id, "exec >/dev/null 2>&1; (read word </gate) &")?;
+    }
+    let waiting = exec_cgroups(node, &pod, &id)?;
+    ensure!(waiting.len() == 50, "{waiting:?}");
+    // Whoever waits at the gate goes on and ends; not all may have come to it yet.
+    wait::until("the cgroups of execs to be gone", wait::LONG, || {
+        let told = node.cri().shell(&id, ": <>/gate").and_then(|_| exec_cgroups(node, &pod, &id));
+        match told {
+            Ok(left) if left.is_empty() => Ok(()),
+            left => Err(format!("{left:?}")),
+        }
+    })?;
+    node.end_pod(&pod)
+}
+
+fn survives(node: &mut Node) -> Result<()> {
+    let (pod, id) = sleeper(node, "survives")?;
+    node.cri().shell(&id, "exec >/dev/null 2>&1; sleep 2000 &")?;
+    let [stays] = exec_cgroups(node, &pod, &id)?.try_into().map_err(|all| anyhow!("{all:?}"))?;
+    node.cri().shell(&id, "exec >/dev/null 2>&1; sleep 2002 &")?;
+    let url = exec_url(node, &id, &["sh", "-c", "echo ready; sleep 2001"], true, false)?;
+    let mut session = WebSocket::open(&url, "v5.channel.k8s.io")?;
+    session.wait_for("ready")?;
+    ensure!(exec_cgroups(node, &pod, &id)?.len() == 3);
+    node.kill()?;
+    // The last process of one ends while nobody looks.
+    for cgroup in exec_cgroups(node, &pod, &id)? {
+        for pid in fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
+            if fs::read(format!("/proc/{pid}/cmdline"))? == b"sleep\x002002\0" {
+                kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL)?;
+                wait::until_true("its cgroup to be empty", wait::LONG, || {
+                    fs::read_to_string(cgroup.join("cgroup.events"))
+                        .is_ok_and(|text| text.contains("populated 0"))
+                })?;
+            }
+        }
+    }
+    node.serve()?;
+    ensure!(exec_cgroups(node, &pod, &id)? == [stays], "{:?}", exec_cgroups(node, &pod, &id));
+    let left = node.cri().shell(&id, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")?;
+    ensure!(left.contains("sleep 2000 ") && !left.contains("sleep 2001 "), "{left}");
+    node.end_pod(&pod)
 }

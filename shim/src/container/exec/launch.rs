@@ -16,7 +16,7 @@ use crisp_runtime::{
 use crisp_sys::fd::memfd_create_sealed;
 use tokio::sync::oneshot;
 
-use super::PREFIX;
+use super::{PREFIX, left};
 use crate::{
     convert::spec_arguments,
     error::{RequestError, Stage},
@@ -40,6 +40,7 @@ pub fn running<'a>(record: &ContainerRecord, link: Option<&'a Link>) -> Result<&
 /// A name and a cgroup for a process that is not there yet. To be closed in any case.
 #[derive(Debug)]
 pub struct Slot {
+    node: Arc<Node>,
     name: String,
     cgroup: Arc<Cgroup>,
     link: Link,
@@ -67,7 +68,7 @@ impl Slot {
         });
         let cgroup = Arc::new(cgroup.await?);
         let end = link.expect_exec(&name);
-        Ok((Slot { name, cgroup, link: link.clone(), record: record.clone() }, end))
+        Ok((Slot { node: node.clone(), name, cgroup, link: link.clone(), record: record.clone() }, end))
     }
 
     /// Starts the process with these streams, or with a terminal of its own, whose first end is given then.
@@ -87,26 +88,23 @@ impl Slot {
         Ok(given.into_iter().next())
     }
 
-    /// Takes the cgroup away; `kill`: with everything in it.
+    /// Takes the cgroup away. `kill`: with everything in it; otherwise what the process has left running stays.
     pub async fn close(self, kill: bool) {
         self.link.forget_exec(&self.name);
-        let cgroup = self.cgroup;
-        if let Err(error) = blocking(move || clean_up(&cgroup, kill)).await {
+        let (cgroup, node, path) = (self.cgroup, self.node, self.record.cgroup.clone());
+        let closed = blocking(move || match kill {
+            true => end(&cgroup),
+            false => left::leave(&node.cgroups, &path, &cgroup),
+        });
+        if let Err(error) = closed.await {
             tracing::warn!(container = %self.record.id, %error, "the exec's cgroup stays until the container's is removed");
         }
     }
 }
 
-/// Takes the exec's cgroup away. `killed`: its processes, too, and the caller hears of the end only after theirs.
-/// Killing is tried again, because the monitor may have been about to clone the process. Children that a process
-/// which ended by itself has left running stay in the cgroup, which then goes with the container's.
-fn clean_up(cgroup: &Cgroup, killed: bool) -> Result<(), RequestError> {
-    if !killed {
-        return match cgroup.remove(Duration::ZERO) {
-            Err(CgroupError::Populated { .. }) => Ok(()),
-            other => other.stage("remove"),
-        };
-    }
+/// Ends an exec and takes its cgroup away: the caller hears of the end only after that of its processes. Killing is tried
+/// again, because the monitor may have been about to clone the process.
+fn end(cgroup: &Cgroup) -> Result<(), RequestError> {
     let mut last = Ok(());
     for _ in 0..5 {
         cgroup.kill().stage("kill")?;
