@@ -4,7 +4,7 @@
 //! in the exec's cgroup is killed. Must not know: which transport it is.
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
@@ -18,6 +18,7 @@ use super::{
     command::{Channel, Outcome, Sender},
     descriptor::Descriptor,
     pump::{self, Client, Input, Window},
+    transport::Peer,
 };
 use crate::{
     container::exec::launch::{self, Slot},
@@ -77,7 +78,7 @@ async fn session(
     client: &mut Client,
 ) -> Result<Option<i32>, RequestError> {
     let (input, window, outputs) = if request.tty {
-        let terminal = slot.start(request.cmd, None).await?;
+        let Some(terminal) = start(slot, request.cmd, None, &client.peer).await? else { return Ok(None) };
         let terminal = terminal.ok_or_else(|| RequestError::unknown("the monitor has sent no terminal"))?;
         let terminal = Arc::new(Descriptor::new(terminal)?);
         let input = if request.stdin { Input::Terminal(terminal.clone()) } else { Input::Nothing };
@@ -87,13 +88,30 @@ async fn session(
         let (stdout, output) = pipe(request.stdout, false)?;
         let (stderr, errors) = pipe(request.stderr, false)?;
         // Our copies of the process's ends would keep its pipes from ever ending; they go with this block.
-        slot.start(request.cmd, Some([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])).await?;
+        let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        if start(slot, request.cmd, Some(streams), &client.peer).await?.is_none() {
+            return Ok(None);
+        }
         let input = input.map_or(Input::Nothing, Input::Pipe);
         (input, Window::Nobody, Outputs { stdout: output.map(Arc::new), stderr: errors })
     };
     tokio::select! {
         () = pump::input(&mut client.receiver, &client.sender, &client.peer, input, &window) => Ok(None),
         ended = to_the_end(outputs, &client.sender, end) => ended,
+    }
+}
+
+/// What [`Slot::start`] gives; `None`: the client has gone. In a frozen container no start comes to its end, and nobody
+/// else looks at the client before that.
+async fn start(
+    slot: &Slot,
+    command: Vec<String>,
+    streams: Option<[BorrowedFd<'_>; 3]>,
+    peer: &Peer,
+) -> Result<Option<Option<OwnedFd>>, RequestError> {
+    tokio::select! {
+        started = slot.start(command, streams) => started.map(Some),
+        () = peer.gone() => Ok(None),
     }
 }
 

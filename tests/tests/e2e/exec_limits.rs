@@ -32,6 +32,12 @@ pub(crate) const CASES: &[Case] = &[
         images: &["busybox"],
         run: survives,
     },
+    Case {
+        name: "exec_into_a_frozen_container_ends_with_its_client",
+        needs: &[],
+        images: &["busybox"],
+        run: frozen,
+    },
 ];
 
 fn bounded(node: &mut Node) -> Result<()> {
@@ -151,5 +157,27 @@ fn survives(node: &mut Node) -> Result<()> {
     ensure!(exec_cgroups(node, &pod, &id)? == [stays], "{:?}", exec_cgroups(node, &pod, &id));
     let left = node.cri().shell(&id, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")?;
     ensure!(left.contains("sleep 2000 ") && !left.contains("sleep 2001 "), "{left}");
+    node.end_pod(&pod)
+}
+
+fn frozen(node: &mut Node) -> Result<()> {
+    let (pod, id) = sleeper(node, "frozen")?;
+    let container = container_cgroup(node, &pod, &id)?;
+    fs::write(container.join("cgroup.freeze"), "1")?;
+    for tty in [false, true] {
+        let session = WebSocket::open(&exec_url(node, &id, &["true"], true, tty)?, "v5.channel.k8s.io")?;
+        wait::until("the exec to have a cgroup", wait::LONG, || match exec_cgroups(node, &pod, &id) {
+            Ok(some) if some.len() == 1 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+        drop(session);
+        wait::until("the exec's cgroup to be gone", wait::LONG, || match exec_cgroups(node, &pod, &id) {
+            Ok(none) if none.is_empty() => Ok(()),
+            other => Err(format!("{other:?}")),
+        })?;
+    }
+    fs::write(container.join("cgroup.freeze"), "0")?;
+    ensure!(node.cri().shell(&id, "echo alive")? == "alive\n");
+    wait_until_alone(node, &id)?;
     node.end_pod(&pod)
 }
