@@ -61,7 +61,7 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
     crisp_sys::process::set_umask(0o022);
     let path = socket_path(&config.listen)?;
     let (node, locks) = setup::node(config).await?;
-    let (streams, streaming) = stream::open(&node.config.stream)?;
+    let (streams, streaming) = stream::open(&node.config.stream, node.ending.clone())?;
     let kept = recover::all(&node).await?;
     node.cni.collect();
     pool::refill(&node);
@@ -83,6 +83,8 @@ pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result
         .add_service(AdminServer::new(Administration { node: node.clone() }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
             shutdown.await;
+            // The server waits for every call that it has: those without an end of their own are ended first.
+            node.ending.cancel();
             node.events.close();
         })
         .await

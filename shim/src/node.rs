@@ -8,6 +8,7 @@ use std::{
 };
 
 use crisp_runtime::cgroup::DeviceProgram;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cgroups::{Cgroups, parent::Driver},
@@ -79,6 +80,8 @@ pub struct Node {
     pub user_namespaces: Result<(), String>,
     /// Who is told what happens.
     pub events: Events,
+    /// Cancelled when the daemon ends: what would keep it from that is to give up.
+    pub ending: CancellationToken,
     index: RwLock<Index>,
 }
 
@@ -135,6 +138,7 @@ impl Node {
             lsm: Lsm::detect(),
             user_namespaces: parts.user_namespaces,
             events: Events::default(),
+            ending: CancellationToken::new(),
             index: RwLock::default(),
         })
     }

@@ -74,18 +74,16 @@ pub struct Streams {
 #[derive(Debug)]
 pub struct Server(Door);
 
-/// Binds the streaming server's socket.
+/// Binds the streaming server's socket. `ending`: every session ends, and what was exec'd in it.
 ///
 /// # Errors
 /// The address cannot be had, or its certificate cannot be used.
-pub fn open(config: &StreamConfig) -> Result<(Arc<Streams>, Server), RequestError> {
+pub fn open(
+    config: &StreamConfig,
+    ending: CancellationToken,
+) -> Result<(Arc<Streams>, Server), RequestError> {
     let (door, base) = Door::open(config)?;
-    let streams = Streams {
-        tokens: Tokens::default(),
-        base,
-        ending: CancellationToken::new(),
-        tasks: TaskTracker::new(),
-    };
+    let streams = Streams { tokens: Tokens::default(), base, ending, tasks: TaskTracker::new() };
     Ok((Arc::new(streams), Server(door)))
 }
 

@@ -44,7 +44,8 @@ pub struct Output {
 /// Cancel safety: when the caller goes away, the process is killed.
 ///
 /// # Errors
-/// `DeadlineExceeded` when `limit` passes (the process and its children are killed); the program is not there;
+/// `DeadlineExceeded` when `limit` passes, `Unavailable` when the daemon ends (the process and its children are killed);
+/// the program is not there;
 /// the container does not run.
 pub async fn sync(
     node: &Arc<Node>,
@@ -79,6 +80,9 @@ async fn run(
     let result = tokio::select! {
         result = within(limit, supervise(&slot, command, end)) => Some(result),
         () = answer.closed() => None,
+        () = node.ending.cancelled() => {
+            Some(Err(RequestError::new(Class::Unavailable, "the daemon ends; the process was killed")))
+        }
     };
     slot.close(!matches!(result, Some(Ok(_)))).await;
     if let Some(result) = result {

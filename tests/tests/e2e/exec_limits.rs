@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use crisp_proto::runtime::v1 as cri;
-use crisp_tests::cri::{refused, words};
+use crisp_tests::cri::{Cri, refused, words};
 use crisp_tests::node::{Node, Pod};
 use crisp_tests::place::rounds;
 use crisp_tests::streaming::WebSocket;
@@ -32,6 +32,7 @@ pub(crate) const CASES: &[Case] = &[
         images: &["busybox"],
         run: survives,
     },
+    Case { name: "exec_sync_ends_with_the_daemon", needs: &[], images: &["busybox"], run: terminated },
     Case {
         name: "exec_into_a_frozen_container_ends_with_its_client",
         needs: &[],
@@ -157,6 +158,29 @@ fn survives(node: &mut Node) -> Result<()> {
     ensure!(exec_cgroups(node, &pod, &id)? == [stays], "{:?}", exec_cgroups(node, &pod, &id));
     let left = node.cri().shell(&id, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")?;
     ensure!(left.contains("sleep 2000 ") && !left.contains("sleep 2001 "), "{left}");
+    node.end_pod(&pod)
+}
+
+fn terminated(node: &mut Node) -> Result<()> {
+    let (pod, id) = sleeper(node, "terminated")?;
+    let request = cri::ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: words(&["sh", "-c", "sleep 2001 & exec sleep 2000"]),
+        timeout: 0,
+    };
+    let cri = Cri::new(&node.folder().join("crisp.sock"))?;
+    let asked = std::thread::spawn(move || cri.exec_sync(request));
+    wait::until_true("the exec to run", wait::LONG, || {
+        let left = node.cri().shell(&id, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
+        left.is_ok_and(|left| left.contains("sleep 2000 ") && left.contains("sleep 2001 "))
+    })?;
+    node.stop()?;
+    refused(asked.join().map_err(|_| anyhow!("the client panicked"))?, Code::Unavailable)?;
+    let left = exec_cgroups(node, &pod, &id)?;
+    ensure!(left.is_empty(), "before the next daemon: {left:?}");
+    node.serve()?;
+    ensure!(node.cri().container(&id)?.state() == cri::ContainerState::ContainerRunning);
+    wait_until_alone(node, &id)?;
     node.end_pod(&pod)
 }
 
