@@ -1,5 +1,5 @@
-//! What becomes of a Stop or Remove that has to wait behind something else: the making of the sandbox, a creation, a start or an update that does
-//! not end, as on dead storage, must not keep a container from being stopped.
+//! What becomes of a Stop or Remove that has to wait behind something else: the making of the sandbox, or a creation, a
+//! start or an update that does not end, as on dead storage, must not keep a container from being stopped.
 //!
 //! After [`PATIENCE`] the container's processes are ended beside what it is busy with, the stop signal and the grace
 //! period first, which as a rule ends that, too. Where it does not, those who wait are told what is stuck; a
