@@ -337,11 +337,15 @@ cdi_spec_dirs = ["{cdi}/low", "{cdi}/high"]
     /// Takes the node apart: no daemon, no parent cgroup, no folder.
     ///
     /// # Errors
-    /// The daemon does not end well, or the cgroup is still in use.
+    /// The daemon does not end well, or has panicked, or the cgroup is still in use.
     pub fn finish(mut self) -> Result<()> {
         if self.daemon.is_some() {
             self.stop()?;
         }
+        // A program built for tests outlives a panic of one of its tasks; the one that people run does not.
+        let said = fs::read(self.daemon_log()).unwrap_or_default();
+        let panicked = said.windows(12).any(|bytes| bytes == b"panicked at ");
+        ensure!(!panicked, "the daemon has panicked\n{}", self.daemon_said());
         let parent = self.cgroup(&self.scope.cgroup_parent.clone());
         match fs::remove_dir(&parent) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && place::under_systemd() => Ok(()),

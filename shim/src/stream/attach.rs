@@ -80,12 +80,15 @@ async fn session(
     let mut input = pin!(pump::input(&mut client.receiver, &client.sender, &client.peer, input, &window));
     let ended = tokio::select! {
         () = &mut input => None,
-        end = to_the_end(stdout, stderr, &client.sender, end) => end?,
+        end = to_the_end(stdout, stderr, &client.sender, end) => {
+            let end = end?;
+            if end.is_none() {
+                // The client has gone, which its output may have told before all that it had sent was read.
+                let _ = timeout(LAST_INPUT, &mut input).await;
+            }
+            end
+        }
     };
-    if ended.is_none() {
-        // The client has gone, which its output may have told before all that it had sent was read.
-        let _ = timeout(LAST_INPUT, input).await;
-    }
     drop(attached);
     Ok(ended)
 }
