@@ -157,15 +157,17 @@ fn limits(node: &mut Node) -> Result<()> {
         Ok((all.0.context("periods")?, all.1.context("throttled")?, all.2.context("usage")?))
     };
     let before = usage()?;
-    let after = wait::until("throttled periods", wait::LONG, || match usage() {
-        Ok(now) if now.1 >= before.1 + 20 => Ok(now),
+    // A fifth of a core: 20 ms in each period of 100 ms, give or take a tenth. All of it in those in which it was
+    // throttled, which a busy machine makes fewer than all; and no more in the long run: where the kernel's clock ticks
+    // late it overdraws a period, and takes that from the next ones.
+    wait::until("a fifth of a core", wait::LONG, || match usage() {
+        Ok(now) if now.1 >= before.1 + 20 => {
+            let (periods, throttled, used) = (now.0 - before.0, now.1 - before.1, now.2 - before.2);
+            let held = used <= periods * 22_000 && used >= throttled * 18_000;
+            if held { Ok(()) } else { Err(format!("{used} us in {periods} periods, {throttled} throttled")) }
+        }
         other => Err(format!("{other:?}")),
     })?;
-    // A fifth of a core: 20 ms in each period of 100 ms, give or take a tenth. No more in any; and all of it in those in
-    // which it was throttled, which a busy machine makes fewer than all.
-    let (periods, throttled, used) = (after.0 - before.0, after.1 - before.1, after.2 - before.2);
-    ensure!(used <= periods * 22_000, "{used} us in {periods} periods");
-    ensure!(used >= throttled * 18_000, "{used} us in {throttled} throttled periods");
     play.end()
 }
 
